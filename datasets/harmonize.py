@@ -1,0 +1,59 @@
+"""Make two scenes fit one network: load the pair, check it, bring both cubes to the same footing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.readers import DATA_ROOT, find_description, load_scene, read_description
+from datasets.scene import Scene
+from datasets.simulate import write_pair
+from utils.errors import PairError
+
+
+def load_simulated_or_real(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
+    """A scene by name; the embedded simulated ones are written to disk first where they are missing."""
+    if not read_description(find_description(name)).get("simulated"):
+        return load_scene(name, data_path)
+    root = Path(data_path) if data_path else DATA_ROOT / "Simulated"
+    folder = root / f"severity{severity:g}_seed{simulation_seed}"
+    if not (folder / "complete").exists():
+        write_pair(folder, severity, simulation_seed)
+        (folder / "complete").touch()
+    return load_scene(name, str(folder))
+
+
+def check_pair(source: Scene, target: Scene, patch_size: int) -> None:
+    """Raise PairError where the two scenes cannot share a network.  Reads no target label."""
+    if source.bands != target.bands:
+        raise PairError(f"{source.name} has {source.bands} bands, {target.name} has {target.bands}. Resample one of "
+                        "them to the other's wavelengths and save it as a scene of its own.")
+    if extra := [name for name in target.class_names if name not in source.class_names]:
+        raise PairError(f"{target.name} has classes that {source.name} lacks: {', '.join(extra)}. A model trained on "
+                        f"{source.name} cannot predict them: remove them from the target's label map.")
+    if target.class_names != source.class_names[:target.n_classes]:
+        raise PairError(f"{source.name} and {target.name} number their classes differently: "
+                        f"{list(source.class_names)} and {list(target.class_names)}. Use the source's order.")
+    check_patch(source, patch_size)
+    check_patch(target, patch_size)
+
+
+def check_patch(scene: Scene, patch_size: int) -> None:
+    """Raise PairError where a patch does not fit into the scene."""
+    if patch_size > min(scene.shape):
+        raise PairError(f"Patches of {patch_size}×{patch_size} pixels are larger than {scene.name} "
+                        f"({scene.shape[0]}×{scene.shape[1]}). Choose a smaller --patch_size.")
+
+
+def preprocess(cube: np.ndarray) -> np.ndarray:
+    """Divide by the scene's maximum, then L2-normalise each pixel's spectrum; a zero spectrum stays zero.
+
+    [H, W, B] -> [H, W, B] float32.  Uses this scene's own values only (DESIGN section 2).
+    """
+    peak = float(cube.max())
+    if peak <= 0:
+        raise PairError("The scene's maximum is not positive; there is nothing to normalise.")
+    scaled = np.asarray(cube, np.float32) / np.float32(peak)
+    norm = np.linalg.norm(scaled, axis=2, keepdims=True)
+    return np.divide(scaled, norm, out=scaled, where=norm > 0)

@@ -1,0 +1,236 @@
+"""From files to a Scene: MATLAB v5 and v7.3, GeoTIFF and ENVI, described by a small YAML file.
+
+A scene file (see configs/scene):
+
+    name: Houston13
+    folder: Houston                          # the pair's folder under ./datasets, when --data_path is not given
+    cube: {file: Houston13.mat, key: ori_data}
+    labels: {file: Houston13_7gt.mat, key: map}          # left out: an unlabelled scene
+    class_names: [grass healthy, grass stressed, ...]    # of the labels 1..K; 0 is unlabelled
+    wavelengths: [[380, 1050, 48]]           # nm: [first, last, count] pieces, a plain list, or {file: , key: }
+    rgb_bands: [18, 12, 6]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import rasterio
+import scipy.io
+import yaml
+from rasterio.errors import RasterioIOError
+from scipy.io.matlab import MatReadError
+
+from datasets.benchmark import BENCHMARK, check_scene
+from datasets.scene import Georeference, Scene
+from utils.errors import SceneFormatError, SceneNotFoundError
+
+log = logging.getLogger(__name__)
+
+SCENE_CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "scene"
+DATA_ROOT = Path("datasets")
+_REQUIRED = {"name", "cube", "class_names"}
+_ALLOWED = _REQUIRED | {"folder", "labels", "wavelengths", "rgb_bands", "simulated"}
+_DAMAGED = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, zlib.error)
+
+
+def read_mat(path: Path, key: str) -> np.ndarray:
+    """One array of a MATLAB file, v5 or v7.3, with MATLAB's own axes (v7.3 stores them reversed).
+
+    Raises SceneNotFoundError where the file is missing, SceneFormatError where it is damaged or lacks the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
+    if h5py.is_hdf5(path):
+        return _read_mat_v73(path, key)
+    try:
+        content = scipy.io.loadmat(path)
+    except _DAMAGED as error:
+        raise SceneFormatError(f"{path} cannot be read as a MATLAB file ({error}). It may be truncated: "
+                               "compare its size with the original and copy it again.") from error
+    if key not in content:
+        raise _wrong_key(path, key, [name for name in content if not name.startswith("__")])
+    return content[key]
+
+
+def _read_mat_v73(path: Path, key: str) -> np.ndarray:
+    try:
+        with h5py.File(path, "r") as file:
+            if key not in file:
+                raise _wrong_key(path, key, [name for name in file if not name.startswith("#")])
+            return np.ascontiguousarray(file[key][()].T)
+    except (OSError, RuntimeError) as error:
+        raise SceneFormatError(f"{path} cannot be read as a MATLAB v7.3 (HDF5) file ({error}). It may be truncated: "
+                               "compare its size with the original and copy it again.") from error
+
+
+def _wrong_key(path: Path, key: str, present: list[str]) -> SceneFormatError:
+    return SceneFormatError(f"{path} has no variable '{key}'; it holds {', '.join(sorted(present)) or 'nothing'}. "
+                            "Set the right key in the scene file.")
+
+
+def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | None]:
+    """A GeoTIFF or ENVI image as ([H, W, B], georeference), the file's own no-data value replaced by `nodata`.
+
+    Raises as `read_mat`.
+    """
+    if not path.is_file():
+        raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
+    try:
+        with rasterio.open(path) as file:
+            array = np.moveaxis(file.read(), 0, 2)
+            if file.nodata is not None:
+                array = np.where(array == file.nodata, array.dtype.type(0) if nodata == 0 else np.float32(nodata), array)
+            place = Georeference(file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else None
+    except RasterioIOError as error:
+        raise SceneFormatError(f"{path} cannot be read as a raster image ({error}).") from error
+    return array, place
+
+
+def find_description(name: str) -> Path:
+    """The scene file of a registered name (configs/scene/NAME.yaml) or of a path to a user's own."""
+    registered = SCENE_CONFIGS / f"{name}.yaml"
+    if registered.is_file():
+        return registered
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    known = ", ".join(sorted(file.stem for file in SCENE_CONFIGS.glob("*.yaml")))
+    raise SceneNotFoundError(f"'{name}' is neither a registered scene ({known}) nor a path to a scene file "
+                             "(README, \"Your own scenes\").")
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """A scene file as a dictionary, its keys checked."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SceneFormatError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SceneFormatError(f"{path} must hold key: value pairs (see configs/scene for examples).")
+    if missing := sorted(_REQUIRED - content.keys()):
+        raise SceneFormatError(f"{path} lacks {', '.join(missing)}.")
+    if unknown := sorted(content.keys() - _ALLOWED):
+        raise SceneFormatError(f"{path} has unknown keys: {', '.join(unknown)}; allowed are "
+                               f"{', '.join(sorted(_ALLOWED))}.")
+    for part in ("cube", "labels"):
+        if part in content and not (isinstance(content[part], dict) and "file" in content[part]):
+            raise SceneFormatError(f"{path}: '{part}' must name a file, as in {part}: {{file: scene.mat, key: map}}.")
+    return content
+
+
+def data_folder(description: dict[str, Any], path: Path, data_path: str | None) -> Path:
+    """Where a scene's files are: --data_path (or the pair's folder in it), else ./datasets/<pair>, else beside the
+    scene file."""
+    folder = description.get("folder")
+    first = description["cube"]["file"]
+    if data_path is not None:
+        given = Path(data_path)
+        return given / folder if folder and not (given / first).exists() and (given / folder).is_dir() else given
+    return DATA_ROOT / folder if folder else path.parent
+
+
+def load_scene(name: str, data_path: str | None = None) -> Scene:
+    """Read a scene by registered name or by the path of its scene file.
+
+    Broken pixels (NaN or infinite in any band) become zero spectra without a label.
+    Raises SceneNotFoundError or SceneFormatError with what to do.
+    """
+    path = find_description(name)
+    content = read_description(path)
+    folder = data_folder(content, path, data_path)
+    digests: dict[str, str] = {}
+    cube, place = _read_part(content, "cube", folder, digests)
+    if cube.ndim != 3:
+        raise SceneFormatError(f"{folder / content['cube']['file']}: the cube has {cube.ndim} dimensions "
+                               f"{cube.shape}, expected height × width × bands. Check its key in {path}.")
+    if "labels" in content:
+        labels = _as_labels(_read_part(content, "labels", folder, digests)[0], folder / content["labels"]["file"])
+    else:
+        labels = np.zeros(cube.shape[:2], np.int64)
+    cube, labels = _drop_broken(content["name"], cube, labels)
+    wavelengths = _wavelengths(content.get("wavelengths"), folder)
+    scene = Scene(content["name"], cube, labels, tuple(map(str, content["class_names"])), wavelengths,
+                  tuple(content.get("rgb_bands") or _default_rgb(cube.shape[2])), place, digests)
+    if scene.name in BENCHMARK:
+        for difference in check_scene(scene.name, scene.cube.shape, scene.class_counts().tolist()):
+            log.warning("%s (other variants of these files circulate; numbers may differ)", difference)
+    return scene
+
+
+def _read_part(content: dict[str, Any], part: str, folder: Path, digests: dict[str, str]):
+    entry = content[part]
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise SceneNotFoundError(_where_to_get(content, path))
+    if path.suffix.lower() == ".mat":
+        if "key" not in entry:
+            raise SceneFormatError(f"{content['name']}: '{part}' needs the variable's name in {path.name}, as in "
+                                   f"{part}: {{file: {path.name}, key: ori_data}}.")
+        array, place = read_mat(path, entry["key"]), None
+    else:
+        array, place = read_raster(path, nodata=np.nan if part == "cube" else 0)
+    digests[path.name] = sha256(path)
+    return array, place
+
+
+def _where_to_get(content: dict[str, Any], path: Path) -> str:
+    message = f"{path.name} is not in {path.parent}. "
+    if content["name"] in BENCHMARK:
+        pair = content["folder"]
+        return message + (f"Put the {pair} pair there (python main.py prepare {pair.lower()}; README, \"Data\"), say "
+                          "where it is with --data_path, or try --config configs/simulated.yaml.")
+    return message + ("Say with --data_path where the scene's files are, or correct the file name in its scene file; "
+                      "--config configs/simulated.yaml runs without any download.")
+
+
+def _as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+    labels = labels[..., 0] if labels.ndim == 3 and labels.shape[2] == 1 else labels
+    if labels.ndim != 2:
+        raise SceneFormatError(f"{path}: the label map has shape {labels.shape}, expected height × width.")
+    if not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
+        raise SceneFormatError(f"{path}: the label map holds values that are not whole numbers.")
+    return labels.astype(np.int64)
+
+
+def _drop_broken(name: str, cube: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    cube = np.ascontiguousarray(cube, dtype=np.float32)
+    broken = ~np.isfinite(cube).all(axis=2)
+    if not broken.any():
+        return cube, labels
+    log.warning("%s: %d pixels hold NaN or infinite values; they become zero spectra without a label", name,
+                broken.sum())
+    cube[broken] = 0
+    if labels.shape == broken.shape:          # otherwise Scene.verify reports the shapes
+        labels = np.where(broken, 0, labels)
+    return cube, labels
+
+
+def _wavelengths(entry: Any, folder: Path) -> np.ndarray | None:
+    if entry is None:
+        return None
+    if isinstance(entry, dict):
+        return read_mat(folder / entry["file"], entry["key"]).ravel().astype(np.float64)
+    if all(isinstance(piece, list) for piece in entry):
+        return np.concatenate([np.linspace(first, last, count) for first, last, count in entry])
+    return np.asarray(entry, np.float64)
+
+
+def _default_rgb(bands: int) -> tuple[int, int, int]:
+    return (3 * (bands - 1)) // 4, (bands - 1) // 2, (bands - 1) // 4
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""S²AMSnet: train on one labelled hyperspectral scene, map scenes never seen.
+
+    python main.py --source_name Houston13 --target_name Houston18 --patch_size 13 --training_sample_ratio 0.8
+    python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, figures, parity,
+                                         sweep, tables, prepare
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from model.methods import Method
+from utils import checkpoint, commands
+from utils.config import TrainConfig, parse_train
+from utils.errors import NonFiniteLossError, UserError
+from utils.metrics import scores
+from utils.predict import confusion_of
+from utils.records import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
+from utils.scoring import score_run
+from utils.seeding import Streams
+from utils.selection import SOURCE_VAL
+from utils.session import Data, augmentation, backend_of, build_method, choose_device, load_data
+from utils.tables import run_table
+from utils.tracking import Curves
+
+log = logging.getLogger("main")
+
+CLEAN_PATCHES = 4096      # source patches for batchnorm_statistics 'source'
+PATIENT_BAR = 30.0        # seconds between progress lines where the output is not a terminal
+
+
+def train(argv: list[str]) -> RunFolder:
+    """The training run, top to bottom."""
+    config = parse_train(argv, __doc__)
+    device = choose_device(config.gpu)
+    streams = Streams(config.seed, device)
+    data = load_data(config, device, streams.split)
+    method = build_method(config, data.source, streams, device)
+    if config.resume:
+        run = open_run(config.resume)
+        state = restore(run, config, method, streams, device)
+    else:
+        run = RunFolder.create(config, run_name(config))
+        state = {"epoch": 0, "seconds": 0.0, "best": None}
+        save_state(run, config, method, streams, state)
+    run.update_run(status="running", label=run_label(config), source=data.source.name,
+                   target=data.target and data.target.name, seed=config.seed, sha256=data.sha256,
+                   labelled_target_pixels=len(data.test) if data.test else 0, classes=list(data.source.class_names),
+                   **environment(device, backend_of(config, device)))
+    log.info("%s, seed %d -> %s", run_label(config), config.seed, run.path)
+    try:
+        fit(run, config, data, method, streams, state)
+    except KeyboardInterrupt:
+        run.update_run(status="interrupted")
+        log.warning("Interrupted. All finished epochs are saved; go on with: python main.py --resume %s", run.path)
+        raise
+    except NonFiniteLossError as error:
+        run.update_run(status="failed", error=str(error))
+        raise
+    score_run(run, method, data, checkpoint.load(run.checkpoint, device))
+    run.update_run(status="done", seconds=state["seconds"], peak_memory_mib=peak_memory_mib(device))
+    print(run_table(run))
+    return run
+
+
+def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams, state: dict) -> None:
+    """Epochs from the state's on; after each one: evaluate, record, checkpoint."""
+    steps = data.train.epoch_length(config.batch_size)
+    curves = Curves(run.path / "tensorboard" if config.tensorboard else None, config.log_interval)
+    interactive = sys.stderr.isatty()
+    with tqdm(total=config.max_epoch * steps, initial=state["epoch"] * steps, unit="step", dynamic_ncols=True,
+              mininterval=0.2 if interactive else PATIENT_BAR) as bar:
+        for epoch in range(state["epoch"] + 1, config.max_epoch + 1):
+            started, losses = time.perf_counter(), []
+            for x, y in data.train.batches(config.batch_size, streams.batches, streams.augmentation,
+                                           augmentation(config)):                            # x [N,B,P,P], y [N]
+                losses.append(method.update(x, y))                                           # min step, then max step
+                check_finite(losses[-1], epoch, len(losses), state["epoch"])
+                curves.losses(losses[-1], (epoch - 1) * steps + len(losses))
+                show(bar, epoch, config.max_epoch, losses[-1])
+            check_weights(method, epoch, state["epoch"])
+            record = {"epoch": epoch, "losses": mean(losses), "seconds": time.perf_counter() - started, "steps": steps}
+            evaluate_epoch(run, config, data, method, record, state)
+            run.append(run.epochs, record)
+            curves.scores(record, epoch * steps)
+            state |= {"epoch": epoch, "seconds": state["seconds"] + time.perf_counter() - started}
+            save_state(run, config, method, streams, state)
+    curves.close()
+
+
+def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Method, record: dict, state: dict) -> None:
+    """Score source validation (and with --oracle the target, into a record of its own); keep the best weights."""
+    n_classes = data.source.n_classes
+    with method.evaluating(data.train.in_order(config.batch_size, CLEAN_PATCHES)):
+        record["source_val"] = scores(confusion_of(method, data.val, n_classes)).as_dict()
+        if SOURCE_VAL.improves(record, state["best"]):
+            state["best"] = {"epoch": record["epoch"], "source_val": record["source_val"]}
+            save_weights(run, method, SOURCE_VAL.name, record["epoch"])
+        if record["epoch"] == config.max_epoch:
+            save_weights(run, method, "last", record["epoch"])
+        if config.oracle:
+            confusion = confusion_of(method, data.test, n_classes)
+            run.append(run.oracle, {"epoch": record["epoch"], "target": scores(confusion).as_dict(),
+                                    "confusion": confusion.tolist()})
+
+
+def save_weights(run: RunFolder, method: Method, rule: str, epoch: int) -> None:
+    checkpoint.save(run.weights(rule), {"epoch": epoch, "discriminator": method.discriminator.state_dict()})
+
+
+def save_state(run: RunFolder, config: TrainConfig, method: Method, streams: Streams, state: dict) -> None:
+    checkpoint.save(run.checkpoint, {"config": checkpoint.configuration(config), "state": state,
+                                     "method": method.training_state(), "streams": streams.state_dict()})
+
+
+def restore(run: RunFolder, config: TrainConfig, method: Method, streams: Streams, device: torch.device) -> dict:
+    """Bring method and streams to the checkpoint's state; drop records of epochs after it."""
+    saved = checkpoint.load(run.checkpoint, device)
+    checkpoint.check_configuration(run.checkpoint, saved["config"], config)
+    method.load_training_state(saved["method"])
+    streams.load_state_dict(saved["streams"])
+    run.cut_records(saved["state"]["epoch"])
+    log.info("Going on with %s after epoch %d.", run.path, saved["state"]["epoch"])
+    return saved["state"]
+
+
+def check_finite(losses: dict[str, float], epoch: int, step: int, good: int) -> None:
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"{name} became {value} in epoch {epoch}, step {step}. The run is stopped; its "
+                                     f"checkpoint holds epoch {good}. Try a smaller --lr, or another --recipe.")
+
+
+def check_weights(method: Method, epoch: int, good: int) -> None:
+    for name, value in method.named_parameters():
+        if not value.isfinite().all():
+            raise NonFiniteLossError(f"{name} is no longer finite after epoch {epoch}. The run is stopped; its "
+                                     f"checkpoint holds epoch {good}. Try a smaller --lr, or another --recipe.")
+
+
+def show(bar: tqdm, epoch: int, epochs: int, losses: dict[str, float]) -> None:
+    bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+    bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items() if name.startswith("loss") or name == "ce"},
+                    refresh=False)
+    bar.update()
+
+
+def mean(losses: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(entry[name] for entry in losses) / len(losses) for name in losses[0]}
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; a user's error becomes one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)      # a scheduler's stop is an interruption too
+    table = {"train": train} | commands.TABLE
+    command, words = (argv[0], argv[1:]) if argv and argv[0] in table else ("train", argv)
+    try:
+        result = table[command](words)
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

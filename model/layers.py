@@ -1,0 +1,103 @@
+"""The building blocks: involution layer, spectral and spatial branch, adaptive instance norm, blur, residual block.
+
+Shapes are [N, C, H, W] throughout; every block keeps H and W unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from model.ops import involution
+
+KERNEL_AREA = 9           # 3×3 involution
+GROUP_CHANNELS = 3        # channels that share one involution kernel
+REDUCTION = 5             # the kernel generator's bottleneck is C // 5 wide
+
+
+class Involution(nn.Module):
+    """Involution (Li et al., CVPR 2021): every pixel makes its own 3×3 kernels, shared by groups of 3 channels.
+
+    The kernel generator is conv1×1 C -> max(1, C // 5), BN, ReLU, then conv1×1 -> 9·G with bias.
+    `kernel_activation` 'relu' puts a ReLU after it (as the released code), 'none' leaves it out (as the paper).
+    """
+
+    def __init__(self, channels: int, kernel_activation: str, backend: str = "auto"):
+        super().__init__()
+        reduced, self.groups = max(1, channels // REDUCTION), max(1, channels // GROUP_CHANNELS)
+        self.backend = backend
+        self.conv1 = ConvModule(channels, reduced, 1, stride=1, padding=0, bias=False, conv_cfg=None,
+                                norm_cfg={"type": "BN", "eps": 1e-5, "momentum": 0.1},
+                                act_cfg={"type": "ReLU"}, inplace=False)
+        self.conv2 = ConvModule(reduced, KERNEL_AREA * self.groups, 1, stride=1, padding=0, bias=True, conv_cfg=None,
+                                norm_cfg=None, act_cfg={"type": "ReLU"} if kernel_activation == "relu" else None,
+                                inplace=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        kernel = self.conv2(self.conv1(x)).view(n, self.groups, KERNEL_AREA, h, w)
+        return involution(x, kernel, backend=self.backend)
+
+
+class SpectralBranch(nn.Module):
+    """conv1×1(involution(h)), C_in -> C_out, without bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_activation: str, backend: str = "auto"):
+        super().__init__()
+        self.involution = Involution(in_channels, kernel_activation, backend)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(self.involution(h))
+
+
+class SpatialBranch(nn.Module):
+    """conv3×3(h), C_in -> C_out, zero-padded, without bias."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(h)
+
+
+class AdaIN(nn.Module):
+    """Adaptive instance normalisation: (1 + gamma)·IN(h) + beta with (gamma, beta) = Linear(z)."""
+
+    def __init__(self, channels: int, noise_dim: int = 2):
+        super().__init__()
+        self.fc = nn.Linear(noise_dim, 2 * channels)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        gamma, beta = self.fc(z)[:, :, None, None].chunk(2, dim=1)      # [N, C, 1, 1] each
+        return (1 + gamma) * functional.instance_norm(h, eps=1e-5) + beta
+
+
+class BlurDownsample(nn.Module):
+    """Depthwise [1,2,1]⊗[1,2,1]/16 blur, reflect pad 1, stride 2: [N, C, H, W] -> [N, C, ⌈H/2⌉, ⌈W/2⌉]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        taps = torch.tensor([1.0, 2.0, 1.0])
+        kernel = torch.outer(taps, taps) / 16
+        self.register_buffer("filt", kernel.expand(channels, 1, 3, 3).clone())
+
+    def forward(self, h: Tensor) -> Tensor:
+        padded = functional.pad(h, (1, 1, 1, 1), mode="reflect")
+        return functional.conv2d(padded, self.filt, stride=2, groups=h.shape[1])
+
+
+class ResidualBlock(nn.Module):
+    """h + (reflect pad, conv3×3, IN, ReLU, reflect pad, conv3×3, IN)(h), nothing after the sum."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels), nn.ReLU(),
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.conv_block(h)

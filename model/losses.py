@@ -1,0 +1,57 @@
+"""The loss terms as pure functions (DESIGN section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def kl_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
+    """KL(softmax(z_aug) ‖ softmax(z_mix)), mean over the batch, from log-softmax.  Logits [N, K] twice -> scalar (nats).
+
+    The paper's consistency term; zero for equal arguments, never negative, unbounded.
+    """
+    log_p, log_q = augmented.log_softmax(1), mixed.log_softmax(1)
+    return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def released_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
+    """mean over N·K of q (log q − p), p = softmax(z_aug), q = softmax(z_mix).  Logits [N, K] twice -> scalar.
+
+    What the released code computes: a probability stands where the divergence has a log-probability.  Not a
+    divergence; always negative and bounded.  The logarithm's argument is clamped at the smallest normal float, since
+    a probability that underflows to 0 would make the gradient NaN.
+    """
+    p, q = augmented.softmax(1), mixed.softmax(1)
+    return (q * (q.clamp_min(torch.finfo(q.dtype).tiny).log() - p)).mean()
+
+
+def info_nce(z: Tensor, z_prime: Tensor, temperature: float) -> Tensor:
+    """Instance-level InfoNCE over 2N views: z, z' [N, D] -> scalar (nats).
+
+    −log exp(s(z_i, z'_i)/τ) / Σ_{k≠i} exp(s(z_i, z_k)/τ), mean over the 2N views, s the dot product; by log-sum-exp,
+    since raw logits reach 10⁶ in recipe `released`.
+    """
+    n = len(z)
+    views = torch.cat([z, z_prime])                                           # [2N, D]
+    logits = views @ views.T / temperature                                    # [2N, 2N]
+    positive = torch.cat([logits.diagonal(n), logits.diagonal(-n)])           # s(z_i, z'_i)/τ of every view
+    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    return (logits.masked_fill(itself, -torch.inf).logsumexp(1) - positive).mean()
+
+
+def mutual_information(generated: Sequence[Tensor], source: Sequence[Tensor], temperature: float,
+                       normalise: bool) -> Tensor:
+    """MI(x, x̂): mean over the tapped layers of InfoNCE between φ_l(x̂) and φ_l(x), each [N, D_l] -> scalar (nats).
+
+    `normalise` L2-normalises the features (cosine similarity); without it the raw dot products count.
+    """
+    def terms():
+        for z, z_prime in zip(generated, source, strict=True):
+            if normalise:
+                z, z_prime = functional.normalize(z, dim=1), functional.normalize(z_prime, dim=1)
+            yield info_nce(z, z_prime, temperature)
+    return torch.stack(list(terms())).mean()

@@ -1,0 +1,131 @@
+"""What every compared method has in common: the interface, evaluation, and the state a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from model.discriminator import Discriminator
+from model.settings import Settings
+from utils.seeding import Streams
+
+
+@dataclass(frozen=True)
+class Task:
+    """The sizes that the data fix."""
+
+    bands: int
+    n_classes: int
+    patch_size: int
+
+
+class Method(nn.Module):
+    """A compared method: owns its networks and optimisers.  Subclasses build both in __init__ and define `update`.
+
+    update   x [N, B, P, P], y [N] -> named losses of one training step
+    predict  x [N, B, P, P] -> logits [N, K], evaluation mode
+    """
+
+    uses_unlabelled_target = False
+
+    def __init__(self, task: Task, settings: Settings, streams: Streams):
+        super().__init__()
+        self.task, self.settings, self.streams = task, settings, streams
+        with seeded_initialisation(streams):
+            self.discriminator = Discriminator(task.bands, task.n_classes, task.patch_size, settings.pro_dim,
+                                               kernel_activation=settings.kernel_activation, backend=settings.backend)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+
+    def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        raise NotImplementedError
+
+    def predict(self, x: Tensor) -> Tensor:
+        self.eval()
+        with torch.inference_mode():
+            return self.discriminator(x)
+
+    def generated_views(self, x: Tensor) -> dict[str, Tensor]:
+        """What the method makes of source patches, for figures: name -> [N, B, P, P]; empty where it makes nothing."""
+        return {}
+
+    def add_optimiser(self, name: str, *networks: nn.Module) -> torch.optim.Adam:
+        """Adam over the networks' parameters (each once), kept under `name`."""
+        parameters = dict.fromkeys(p for network in networks for p in network.parameters())
+        self.optimisers[name] = torch.optim.Adam(parameters, lr=self.settings.lr, betas=(0.9, 0.999), eps=1e-8)
+        return self.optimisers[name]
+
+    @contextmanager
+    def evaluating(self, clean: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """Evaluation mode; with batchnorm_statistics 'source' the discriminator's BatchNorm statistics are those of
+        the clean source batches inside, and the training ones again afterwards."""
+        buffers = {name: value.clone() for name, value in self.discriminator.named_buffers()}
+        if self.settings.batchnorm_statistics == "source":
+            reestimate_statistics(self.discriminator, clean)
+        self.eval()
+        yield
+        for name, value in self.discriminator.named_buffers():
+            value.copy_(buffers[name])
+
+    def training_state(self) -> dict[str, Any]:
+        """Networks, optimisers and gradients: all that the next `update` depends on, but for the random streams.
+
+        Gradients count since the released recipe accumulates MMIRN's over the whole training.
+        """
+        return {"networks": self.state_dict(),
+                "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+                "gradients": {name: p.grad for name, p in self.named_parameters() if p.grad is not None}}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state["networks"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        for name, parameter in self.named_parameters():
+            gradient = state["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+
+
+@contextmanager
+def seeded_initialisation(streams: Streams) -> Iterator[None]:
+    """PyTorch's initialisers draw from the global generator; inside, it is seeded from the run's own stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(streams.initialisation.integers(2 ** 63)))
+        yield
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Inside, the network's parameters get no gradient; its mode stays as it is."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in network.parameters():
+            parameter.requires_grad_(True)
+
+
+def reestimate_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set BatchNorm's running statistics to the plain averages over the batches (x [N, B, P, P], y [N])."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None            # PyTorch's word for a cumulative average
+    network.train()
+    with torch.no_grad():
+        for x, _ in batches:
+            network(x)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
+def as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Named scalar tensors -> floats, with one transfer from the device."""
+    values = torch.stack([value.detach().float() for value in terms.values()]).tolist()
+    return dict(zip(terms, values))

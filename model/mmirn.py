@@ -1,0 +1,41 @@
+"""MMIRN: the encoder whose features at several depths give the mutual-information regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from model.layers import BlurDownsample, ResidualBlock
+from utils.errors import ConfigError
+
+LAST_LAYER = 17
+MIN_PATCH = 5             # reflection padding by 3, then two downsamplings and reflection padding by 1
+
+
+class MMIRN(nn.Module):
+    """Encoder of width f; `forward` gives the outputs of the tapped layers, each flattened to one vector per sample.
+
+    Layers are numbered as in DESIGN section 1; nothing deeper than the deepest tap is built.
+    """
+
+    def __init__(self, bands: int, taps: Sequence[int], filters: int = 8):
+        super().__init__()
+        if not taps or min(taps) < 0 or max(taps) > LAST_LAYER or len(set(taps)) < len(taps):
+            raise ConfigError(f"contrast_layers {list(taps)} must be different layers of MMIRN, 0 to {LAST_LAYER}.")
+        f = filters
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(bands, f, 7), nn.InstanceNorm2d(f), nn.ReLU(),
+                  nn.Conv2d(f, 2 * f, 3, padding=1), nn.InstanceNorm2d(2 * f), nn.ReLU(), BlurDownsample(2 * f),
+                  nn.Conv2d(2 * f, 4 * f, 3, padding=1), nn.InstanceNorm2d(4 * f), nn.ReLU(), BlurDownsample(4 * f),
+                  *(ResidualBlock(4 * f) for _ in range(6))]
+        self.taps = frozenset(taps)
+        self.model = nn.Sequential(*layers[:max(taps) + 1])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth."""
+        features, h = [], x
+        for i, layer in enumerate(self.model):
+            h = layer(h)
+            if i in self.taps:
+                features.append(h.flatten(1))
+        return features

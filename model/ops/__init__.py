@@ -1,0 +1,129 @@
+"""Involution and patch gather: one function each, whatever computes them.
+
+Backends: `reference` (plain PyTorch, any device), `cupy` (CUDA kernels), `auto` (cupy on a CUDA device where it works,
+else reference).  The choice is logged once per device by the logger `model.ops`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from model.ops import cuda, reference
+from utils.errors import ConfigError
+
+__all__ = ["involution", "gather_patches", "resolve_backend"]
+
+BACKENDS = ("auto", "reference", "cupy")
+
+_log = logging.getLogger(__name__)
+
+
+def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto") -> Tensor:
+    """y[n,c,i,j] = sum_{u,v in -1..1} kernel[n,g(c),3(u+1)+(v+1),i,j] x[n,c,i+u,j+v], x zero outside the patch.
+
+    x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W], with G = max(1, C // 3) and g(c) = min(c // 3, G - 1) (Li et al.,
+    CVPR 2021; DESIGN, section 1).  Under autocast both are cast to its type, as for a convolution.
+
+    Raises ValueError for shapes, types or devices that do not fit, ConfigError for a backend that cannot run.
+    """
+    x, kernel = _autocast(x, x.device.type), _autocast(kernel, x.device.type)
+    _check_involution(x, kernel)
+    operator = cuda.involution if resolve_backend(backend, x.device) == "cupy" else reference.involution
+    return operator(x, kernel)
+
+
+def gather_patches(cube: Tensor, centres: Tensor, size: int, *, backend: str = "auto") -> Tensor:
+    """Square patches around pixels of a scene, which is mirrored at its edge without repeating the edge pixel.
+
+    cube [B,H,W], centres [N,2] int64 (row, column), size odd -> [N,B,size,size] of the cube's type.  No gradient is
+    promised.  Centres on the CPU are checked; on a GPU a look at them would stall the device, so one outside the scene
+    gives an undefined patch there.
+
+    Raises ValueError for arguments that do not fit, ConfigError for a backend that cannot run.
+    """
+    _check_gather(cube, centres, size)
+    operator = cuda.gather_patches if resolve_backend(backend, cube.device) == "cupy" else reference.gather_patches
+    return operator(cube, centres, size)
+
+
+@torch.compiler.assume_constant_result
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend, `reference` or `cupy`, that a request comes to on a device.
+
+    Raises ConfigError for an unknown name, and for `cupy` where it cannot run.
+    """
+    return _resolve(backend, device)
+
+
+@functools.cache
+def _resolve(backend: str, device: torch.device) -> str:
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend '{backend}' is unknown. Choose one of {', '.join(BACKENDS)}.")
+    if backend == "reference" or (backend == "auto" and device.type != "cuda"):
+        _log.info("backend on %s: reference", device)
+        return "reference"
+    reason = cuda.unavailable_reason(device)
+    if reason is None:
+        _log.info("backend on %s: cupy", device)
+        return "cupy"
+    if backend == "cupy":
+        raise ConfigError(f"backend 'cupy' cannot run: {reason}. {_remedy(device)}, or use the backend 'auto' or "
+                          "'reference'.")
+    _log.info("backend on %s: reference, since cupy cannot run: %s. %s for the faster kernels.", device, reason,
+              _remedy(device))
+    return "reference"
+
+
+def _remedy(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "Move model and data to a CUDA device"
+    major = (torch.version.cuda or "13").split(".")[0]
+    return f'Install CuPy and its CUDA parts with pip install "cupy-cuda{major}x[ctk]"'
+
+
+def _autocast(tensor: Tensor, device_type: str) -> Tensor:
+    """The tensor in autocast's type, where that is on (float64 is left alone, as autocast itself does)."""
+    if torch.is_autocast_enabled(device_type) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(device_type))
+    return tensor
+
+
+def _check_involution(x: Tensor, kernel: Tensor) -> None:
+    if x.dim() != 4 or x.shape[1] < 1:
+        raise ValueError(f"involution: x has shape {tuple(x.shape)}, expected [N, C, H, W] with at least one channel.")
+    batch, channels, height, width = x.shape
+    expected = (batch, reference.group_count(channels), reference.TAPS, height, width)
+    if tuple(kernel.shape) != expected:
+        raise ValueError(f"involution: the kernel has shape {tuple(kernel.shape)}, expected {expected}: "
+                         f"[N, G, 9, H, W] with G = max(1, C // 3) = {expected[1]} groups for {channels} channels.")
+    if x.dtype != kernel.dtype or x.dtype not in cuda.DTYPES:
+        raise ValueError(f"involution: x is {x.dtype} and the kernel {kernel.dtype}; both must have the same type, "
+                         f"one of {', '.join(map(str, cuda.DTYPES))}.")
+    if x.device != kernel.device:
+        raise ValueError(f"involution: x is on {x.device} and the kernel on {kernel.device}. Move them together.")
+
+
+def _check_gather(cube: Tensor, centres: Tensor, size: int) -> None:
+    if cube.dim() != 3 or cube.is_complex():
+        raise ValueError(f"gather_patches: the cube is {cube.dtype} {tuple(cube.shape)}, expected real [B, H, W].")
+    if centres.dim() != 2 or centres.shape[1] != 2 or centres.dtype != torch.int64:
+        raise ValueError(f"gather_patches: the centres are {centres.dtype} {tuple(centres.shape)}, expected int64 "
+                         "[N, 2] (row, column).")
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"gather_patches: size {size} has no centre pixel. Use an odd patch size.")
+    height, width = cube.shape[1:]
+    if min(height, width) < size // 2 + 1:
+        raise ValueError(f"gather_patches: a scene of {height} x {width} pixels cannot be mirrored {size // 2} pixels "
+                         f"beyond its edge. Use a patch size of at most {2 * min(height, width) - 1}.")
+    if cube.device != centres.device:
+        raise ValueError(f"gather_patches: the cube is on {cube.device} and the centres on {centres.device}. "
+                         "Move them together.")
+    if centres.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = ((centres < 0) | (centres >= torch.tensor([height, width]))).any(dim=1)
+        if outside.any():
+            raise ValueError(f"gather_patches: centre {tuple(centres[outside][0].tolist())} lies outside the scene of "
+                             f"{height} x {width} pixels.")

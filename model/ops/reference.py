@@ -1,0 +1,136 @@
+"""Involution and patch gather in plain PyTorch: the specification that every faster version is tested against.
+
+Involution (Li et al., CVPR 2021; DESIGN, section 1): kernel 3 x 3, one kernel per pixel and group of 3 channels,
+G = max(1, C // 3) groups, g(c) = min(c // 3, G - 1), so the C mod 3 leftover channels join the last group.  With u, v
+in -1..1 and x zero outside the patch:
+
+    y[n, c, i, j] = sum_{u,v} kernel[n, g(c), 3 (u + 1) + (v + 1), i, j] * x[n, c, i + u, j + v]
+
+The images are laid out row after row with one zero column between two rows, so each of the nine shifts is one
+contiguous run of memory, and no shifted copies of x (nine times its size, as in an unfold) are made.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUP_CHANNELS = 3
+TAPS = 9
+
+
+def group_count(channels: int) -> int:
+    """G, the number of kernel groups for so many channels."""
+    return max(1, channels // GROUP_CHANNELS)
+
+
+def involution(x: Tensor, kernel: Tensor) -> Tensor:
+    """x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W], differentiable any number of times."""
+    return _Involution.apply(x, kernel)
+
+
+def forward(x: Tensor, kernel: Tensor) -> Tensor:
+    """The module's equation.  x [N,C,H,W], kernel [N,G,9,H,W] -> y [N,C,H,W].  Half types are summed in float32."""
+    height, width = x.shape[2:]
+    source, weights = _framed(x), _rows(kernel)
+    out = source.new_zeros(*x.shape[:2], height * (width + 1))
+    for channels, groups in _blocks(x.shape[1]):
+        target, moved = _grouped(out, channels, groups), _grouped(source, channels, groups)
+        for tap in range(TAPS):
+            target.addcmul_(_shift(moved, tap, height, width), weights[:, groups, None, tap])
+    return out.unflatten(2, (height, width + 1))[..., :width].to(x.dtype).contiguous()
+
+
+def grad_input(grad: Tensor, kernel: Tensor) -> Tensor:
+    """Gradient with respect to x.  grad (of y) [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W]."""
+    height, width = grad.shape[2:]
+    source, weights = _rows(grad), _rows(kernel)
+    out = source.new_zeros(*grad.shape[:2], (height + 3) * (width + 1))
+    for channels, groups in _blocks(grad.shape[1]):
+        target, fixed = _grouped(out, channels, groups), _grouped(source, channels, groups)
+        for tap in range(TAPS):
+            _shift(target, tap, height, width).addcmul_(fixed, weights[:, groups, None, tap])
+    return out.unflatten(2, (height + 3, width + 1))[:, :, 1:height + 1, 1:].to(grad.dtype).contiguous()
+
+
+def grad_kernel(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient with respect to the kernel.  grad (of y) [N,C,H,W], x [N,C,H,W] -> [N,G,9,H,W]."""
+    batch, bands, height, width = x.shape
+    source, framed = _rows(grad), _framed(x)
+    out = source.new_zeros(batch, group_count(bands), TAPS, height * (width + 1))
+    for channels, groups in _blocks(bands):
+        fixed, moved = _grouped(source, channels, groups), _grouped(framed, channels, groups)
+        for tap in range(TAPS):
+            out[:, groups, tap].add_((fixed * _shift(moved, tap, height, width)).sum(2))
+    return out.unflatten(3, (height, width + 1))[..., :width].to(x.dtype).contiguous()
+
+
+class _Involution(torch.autograd.Function):
+    """Explicit gradients: autograd's own would keep and pad a tensor for every tap (two to three times slower)."""
+
+    @staticmethod
+    def forward(x: Tensor, kernel: Tensor) -> Tensor:
+        return forward(x, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, kernel = ctx.saved_tensors
+        return (grad_input(grad, kernel) if ctx.needs_input_grad[0] else None,
+                grad_kernel(grad, x) if ctx.needs_input_grad[1] else None)
+
+
+def gather_patches(cube: Tensor, centres: Tensor, size: int) -> Tensor:
+    """Patches around pixels, the scene mirrored at its edge (the edge pixel itself not repeated).
+
+    cube [B,H,W], centres [N,2] int64 (row, column), size odd -> [N,B,size,size]
+    """
+    bands, height, width = cube.shape
+    offsets = torch.arange(size, device=centres.device) - size // 2
+    rows = mirror(centres[:, :1] + offsets, height)                                            # [N,P]
+    columns = mirror(centres[:, 1:] + offsets, width)                                          # [N,P]
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten()                        # [N P P]
+    spectra = cube.permute(1, 2, 0).flatten(0, 1).index_select(0, pixels)                      # [N P P,B]
+    return spectra.view(-1, size, size, bands).permute(0, 3, 1, 2).contiguous()
+
+
+def mirror(index: Tensor, length: int) -> Tensor:
+    """Indices -(length-1)..2(length-1) folded at 0 and at length - 1 into 0..length-1."""
+    return (length - 1) - ((length - 1) - index.abs()).abs()
+
+
+def _blocks(channels: int) -> list[tuple[slice, slice]]:
+    """(channels, groups) slices: the full groups of three, then the leftover channels with the last group."""
+    full, groups = channels // GROUP_CHANNELS, group_count(channels)
+    blocks = [(slice(0, full * GROUP_CHANNELS), slice(0, full)),
+              (slice(full * GROUP_CHANNELS, channels), slice(groups - 1, groups))]
+    return [(members, group) for members, group in blocks if members.stop > members.start]
+
+
+def _grouped(images: Tensor, channels: slice, groups: slice) -> Tensor:
+    """[N,C,L] -> view [N,groups,channels per group,L] of the chosen channels."""
+    return images[:, channels].unflatten(1, (groups.stop - groups.start, -1))
+
+
+def _rows(images: Tensor) -> Tensor:
+    """[...,H,W] -> [...,H (W+1)], a zero after each row."""
+    return F.pad(images.to(_sum_dtype(images.dtype)), (0, 1)).flatten(-2)
+
+
+def _framed(images: Tensor) -> Tensor:
+    """[...,H,W] -> [...,(H+3)(W+1)]: a zero before each row (and so after the one above), one row above, two below."""
+    return F.pad(images.to(_sum_dtype(images.dtype)), (1, 0, 1, 2)).flatten(-2)
+
+
+def _shift(framed: Tensor, tap: int, height: int, width: int) -> Tensor:
+    """View [...,H (W+1)] of a framed image, moved by the tap's (u, v) and aligned with `_rows`."""
+    start = tap // 3 * (width + 1) + tap % 3
+    return framed[..., start:start + height * (width + 1)]
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,0 +1,156 @@
+"""S²AMSnet (Chen, Gao, Zhang, Chen, Yan, IEEE TGRS 62, 2024, doi 10.1109/TGRS.2024.3401231).
+
+Two generators widen the source domain, MMIRN keeps the class semantics, the discriminator learns what stays the same.
+Once per batch: generate, mix, min step (discriminator), max step (generators and MMIRN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.generator import NOISE_DIM, STAGES, Generator
+from model.losses import kl_consistency, mutual_information, released_consistency
+from model.methods.base import Method, Task, as_floats, frozen, seeded_initialisation
+from model.mixing import draw_lambda, mix
+from model.mmirn import MMIRN
+from model.settings import Settings
+from utils.seeding import Streams
+
+CONSISTENCY = {"kl": kl_consistency, "released": released_consistency}
+
+
+class S2AMSnet(Method):
+    """The paper's method.  Domains are named a, b, a_mix, b_mix; both steps visit them in this order."""
+
+    def __init__(self, task: Task, settings: Settings, streams: Streams):
+        super().__init__(task, settings, streams)
+        cut = set(settings.ablate)
+        self.names = ("a",) if "one_generator" in cut else ("a", "b")
+        self.mixing, self.adversarial = "no_mixing" not in cut, "no_adversarial" not in cut
+        self.noise_scale = 0.0 if "no_noise" in cut else 1.0
+        self.consistency_term = CONSISTENCY[settings.consistency]
+        with seeded_initialisation(streams):
+            self.generators = torch.nn.ModuleDict({name: self._build_generator(name) for name in self.names})
+            if settings.generators == "shared" and "b" in self.names:
+                self.generators["b"] = self.generators["a"]
+            self.mmirn = None if "no_mmirn" in cut else MMIRN(task.bands, settings.contrast_layers,
+                                                              settings.mmirn_filters)
+        self.min_optimiser = self.add_optimiser("discriminator", self.discriminator)
+        self.generator_optimiser = self.add_optimiser("generators", self.generators)
+        self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if self.mmirn else None
+
+    def _build_generator(self, name: str) -> Generator:
+        s, cut = self.settings, self.settings.ablate
+        split = s.generators == "split"
+        return Generator(self.task.bands, s.GIN_ch,
+                         spectral="no_spectral" not in cut and not (split and name == "b"),
+                         spatial="no_spatial" not in cut and not (split and name == "a"),
+                         kernel_activation=s.kernel_activation, norm=s.generator_norm, init=s.generator_init,
+                         backend=s.backend)
+
+    def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        return self.step(x, y, self.draw_noise(x), self.draw_lambdas())
+
+    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Sequence[float]) -> dict[str, float]:
+        """One batch with given noise [generators·3, N, 2] and one λ per generator: the min step, then the max step."""
+        self.train()
+        domains = self.generate(x, noise, lambdas)
+        terms = self.step_min(x, y, domains)
+        terms |= self.step_max(x, domains)
+        if self.settings.discriminator_steps == 2:
+            self.min_optimiser.step()           # again, on the min step's gradients
+        return as_floats(terms)
+
+    def draw_noise(self, x: Tensor) -> Tensor:
+        """z ~ N(0, I₂) per generator, stage and sample: [generators·3, N, 2]."""
+        shape = (len(self.names) * STAGES, len(x), NOISE_DIM)
+        return self.noise_scale * torch.randn(shape, generator=self.streams.noise, device=x.device)
+
+    def draw_lambdas(self) -> list[float]:
+        return [draw_lambda(self.streams.mixing, self.settings.beta) for _ in self.names]
+
+    def generate(self, x: Tensor, noise: Tensor, lambdas: Sequence[float]) -> dict[str, Tensor]:
+        """The generated domains, then the mixed ones: name -> [N, B, P, P]."""
+        domains = {name: self.generators[name](x, z) for name, z in zip(self.names, noise.split(STAGES))}
+        if self.mixing:
+            domains |= {f"{name}_mix": mix(domains[name], x, lam) for name, lam in zip(self.names, lambdas)}
+        return domains
+
+    def step_min(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Update F on the detached domains: Σ CE(F(u), y) + C."""
+        terms = self.min_terms(x, y, domains)
+        loss = self.min_loss(terms)
+        self.min_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.min_optimiser.step()
+        return terms | {"loss_min": loss}
+
+    def min_terms(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The min step's terms before weights: ce_<domain> each, consistency_min = C; absent where ablated."""
+        logits = {name: self.discriminator(domain.detach()) for name, domain in domains.items()}
+        if self.settings.source_ce == "on":
+            logits["source"] = self.discriminator(x)
+        terms = {f"ce_{name}": functional.cross_entropy(z, y) for name, z in logits.items()}
+        consistency = self.consistency(logits)
+        return terms if consistency is None else terms | {"consistency_min": consistency}
+
+    def min_loss(self, terms: dict[str, Tensor]) -> Tensor:
+        """L_min = Σ CE + consistency_weight·C."""
+        weight = self.settings.consistency_weight
+        return sum(weight * term if name == "consistency_min" else term for name, term in terms.items())
+
+    def step_max(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Update G and M through the frozen F: −C + Σ MI(x, x̂)."""
+        terms = self.max_terms(x, domains)
+        loss = self.max_loss(terms)
+        self.generator_optimiser.zero_grad(set_to_none=True)
+        if self.mmirn and self.settings.mmirn_gradients == "zeroed":
+            self.mmirn_optimiser.zero_grad(set_to_none=True)
+        if loss.requires_grad:                  # not where both of its terms are ablated
+            loss.backward()
+            self.generator_optimiser.step()
+            if self.mmirn:
+                self.mmirn_optimiser.step()
+        return terms | {"loss_max": loss}
+
+    def max_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The max step's terms before weights: consistency_max = C anew, mi = Σ MI(x, x̂); absent where ablated."""
+        terms = {}
+        if self.adversarial:
+            with frozen(self.discriminator):
+                consistency = self.consistency({name: self.discriminator(u) for name, u in domains.items()})
+            if consistency is not None:
+                terms["consistency_max"] = consistency
+        if self.mmirn:
+            source = self.mmirn(x)
+            normalise = self.settings.contrast_features == "normalised"
+            terms["mi"] = sum(mutual_information(self.mmirn(domains[name]), source, self.settings.temp, normalise)
+                              for name in self.names)
+        return terms
+
+    def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
+        """L_max = −consistency_weight·C + mi_weight·MI over the terms that are there."""
+        signed = {"consistency_max": -self.settings.consistency_weight, "mi": self.settings.mi_weight}
+        return sum((signed[name] * term for name, term in terms.items()), torch.zeros(()))
+
+    def consistency(self, logits: dict[str, Tensor]) -> Tensor | None:
+        """C = D(F(x̂_a) ‖ F(x̂_b^mix)) + D(F(x̂_b) ‖ F(x̂_a^mix)); None where the ablations leave no pair.
+
+        Without mixing the generated domains stand for the mixed ones; with one generator its own mixed domain does.
+        """
+        other = dict(zip(self.names, reversed(self.names)))
+        suffix = "_mix" if self.mixing else ""
+        pairs = [(name, other[name] + suffix) for name in self.names if name != other[name] + suffix]
+        if not pairs:
+            return None
+        return sum(self.consistency_term(logits[augmented], logits[mixed]) for augmented, mixed in pairs)
+
+    def generated_views(self, x: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names))
+        return {name.replace("_mix", " mixed") if "_mix" in name else f"generated {name}": domain
+                for name, domain in domains.items()}

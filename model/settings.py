@@ -1,0 +1,107 @@
+"""What a method can be told: its sizes, its recipe's switches, its ablations.  Every field is a flag of main.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, Optional
+
+import yaml
+
+from utils.errors import ConfigError
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
+
+Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmirn", "no_adversarial", "one_generator"]
+
+
+@dataclass
+class Switches:
+    """The differences between the paper's text and its released code.
+
+    Args:
+        kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
+        generator_norm: AdaIN per stage ('adain'), or one AdaIN and one BatchNorm shared by the stages ('adain_bn').
+        generator_init: PyTorch's initialisation ('default'), or weights ~ N(0, 1) ('normal').
+        consistency: KL divergence from log-softmax ('kl'), or the released code's bounded term ('released').
+        discriminator_steps: 2 = the discriminator's optimiser steps again, on the old gradients, after the max step.
+        mmirn_gradients: MMIRN's gradients are 'zeroed' every batch or 'accumulated' over the whole training.
+        contrast_features: L2-'normalised' features (cosine similarity) or 'raw' dot products in the MI term.
+        contrast_layers: layers of MMIRN whose features the MI term compares (the released code's name: nce_layers).
+        generators: 'full' (two networks, both branches), 'split' (a spectral, b spatial), 'shared' (one, called twice).
+        source_ce: 'on' adds the cross-entropy of the source patches themselves to the min step.
+        consistency_weight: weight of the consistency term in both steps.
+        mi_weight: weight of the mutual-information term.
+        batchnorm_statistics: 'running' averages of training, or re-estimated on clean 'source' patches.
+    """
+
+    kernel_activation: Optional[Literal["none", "relu"]] = None
+    generator_norm: Optional[Literal["adain", "adain_bn"]] = None
+    generator_init: Optional[Literal["default", "normal"]] = None
+    consistency: Optional[Literal["kl", "released"]] = None
+    discriminator_steps: Optional[Literal[1, 2]] = None
+    mmirn_gradients: Optional[Literal["zeroed", "accumulated"]] = None
+    contrast_features: Optional[Literal["normalised", "raw"]] = None
+    contrast_layers: Optional[list[int]] = None
+    generators: Optional[Literal["full", "split", "shared"]] = None
+    source_ce: Optional[Literal["off", "on"]] = None
+    consistency_weight: Optional[float] = None
+    mi_weight: Optional[float] = None
+    batchnorm_statistics: Optional[Literal["running", "source"]] = None
+
+
+@dataclass
+class Settings(Switches):
+    """Everything a method reads.
+
+    Args:
+        method: the compared method (configs/method).
+        recipe: where the switches that are not set come from (configs/recipe).
+        ablate: parts of S²AMSnet to take out (configs/ablation).
+        lr: learning rate of every Adam optimiser.
+        pro_dim: width d of the discriminator.
+        GIN_ch: width c of the generators.
+        mmirn_filters: width f of MMIRN.
+        temp: temperature τ of the MI term.
+        beta: λ ~ Beta(beta, beta) of the mixing.
+        gain_strength: standard deviation of the log gain of method erm_gain.
+        backend: implementation of involution and patch gather.
+    """
+
+    method: str = "s2amsnet"
+    recipe: Literal["released", "paper"] = "released"
+    ablate: list[Ablation] = field(default_factory=list)
+    lr: float = 1e-3
+    pro_dim: int = 128
+    GIN_ch: int = 24
+    mmirn_filters: int = 8
+    temp: float = 0.07
+    beta: float = 0.6
+    gain_strength: float = 0.2
+    backend: Literal["auto", "reference", "cupy"] = "auto"
+
+
+def recipe_switches(name: str) -> dict:
+    """The switch table of a recipe, from configs/recipe/NAME.yaml."""
+    table = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    return {entry.name: table[entry.name] for entry in fields(Switches)}
+
+
+def resolve_switches(settings: Settings) -> None:
+    """Fill every switch that is not set from the recipe; check what the types cannot."""
+    for name, value in recipe_switches(settings.recipe).items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, value)
+    for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
+        if getattr(settings, name) <= 0:
+            raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
+    if {"no_spectral", "no_spatial"} <= set(settings.ablate):
+        raise ConfigError("no_spectral and no_spatial together leave the generators without any branch.")
+    if settings.generators == "split" and {"no_spectral", "no_spatial", "one_generator"} & set(settings.ablate):
+        raise ConfigError("generators 'split' needs both branches and both generators; remove the ablation.")
+
+
+def flipped_switches(settings: Settings) -> dict:
+    """The resolved switches that differ from the recipe: name -> value."""
+    return {name: getattr(settings, name) for name, value in recipe_switches(settings.recipe).items()
+            if getattr(settings, name) != value}

@@ -1,0 +1,62 @@
+"""Checkpoints: written atomically, read without running any code that they might carry."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.config import FREE_ON_RESUME, TrainConfig, to_dict
+from utils.errors import CheckpointError
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of tensors and plain values; a crash leaves the old file whole."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a file of `save` (weights only).  Raises CheckpointError where it is missing or damaged."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist.")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated, or hold more than tensors "
+                              f"({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
+
+
+def configuration(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a checkpoint is bound to."""
+    return {name: value for name, value in to_dict(config).items() if name not in FREE_ON_RESUME}
+
+
+def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Raise CheckpointError where a checkpoint was written under other settings; it names them."""
+    ours = configuration(config)
+    different = [f"{name} ({saved.get(name)} there, {ours.get(name)} here)" for name in sorted(saved.keys() | ours.keys())
+                 if saved.get(name) != ours.get(name)]
+    if different:
+        raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}.")
+
+
+def load_discriminator(discriminator: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Put weights into a discriminator; CheckpointError names the first tensor that does not fit."""
+    ours = discriminator.state_dict()
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    if missing or extra:
+        raise CheckpointError(f"{path} is not this discriminator: " +
+                              (f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides") + ".")
+    for name, value in state.items():
+        if value.shape != ours[name].shape:
+            raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, this configuration needs "
+                                  f"{tuple(ours[name].shape)}. Was it trained with other bands, patch size or width?")
+    discriminator.load_state_dict(state)

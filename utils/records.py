@@ -1,0 +1,164 @@
+"""The run folder: resolved config, run.json, JSON lines per epoch, evaluation, weights and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.settings import Settings, flipped_switches
+from utils.config import FREE_ON_RESUME, TrainConfig, to_dict, to_yaml
+from utils.errors import CheckpointError, ConfigError
+
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class RunFolder:
+    """One run's folder.  Whole files are replaced atomically, records are appended."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config, self.run = self.path / "config.yaml", self.path / "run.json"
+        self.epochs, self.oracle = self.path / "epochs.jsonl", self.path / "oracle.jsonl"
+        self.evaluation, self.figures = self.path / "evaluation.json", self.path / "figures"
+        self.checkpoint = self.path / "checkpoint.pt"
+
+    @classmethod
+    def create(cls, config: TrainConfig, name: str) -> RunFolder:
+        """Make a new run folder and write its config.  Raises ConfigError where it exists or cannot be written."""
+        folder = cls(Path(config.save_path) / (config.run_name or name))
+        if folder.config.exists():
+            state = folder.read_run().get("status", "interrupted")
+            hint = (f"See it with 'main.py tables {config.save_path}'" if state == "done" else
+                    f"Go on with it: --resume {folder.path}")
+            raise ConfigError(f"{folder.path} is there already ({state}). {hint}, or give this one another --run_name.")
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_text(folder.config, to_yaml(config))
+        except OSError as error:
+            raise ConfigError(f"The run folder {folder.path} cannot be written ({error.strerror}). Choose another "
+                              "--save_path.") from error
+        return folder
+
+    def weights(self, rule: str) -> Path:
+        """The discriminator that a selection rule chose."""
+        return self.path / f"{rule}.pt"
+
+    def append(self, path: Path, record: dict[str, Any]) -> None:
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self, path: Path) -> list[dict[str, Any]]:
+        """The records of a JSON-lines file; a line cut short by a crash counts as not written."""
+        return [json.loads(line) for line in _whole_lines(path)]
+
+    def cut_records(self, last_epoch: int) -> None:
+        """Drop what was recorded after the checkpoint's epoch, so that going on does not record it twice."""
+        for path in (self.epochs, self.oracle):
+            if path.exists():
+                kept = [record for record in self.records(path) if record["epoch"] <= last_epoch]
+                write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def read_run(self) -> dict[str, Any]:
+        return json.loads(self.run.read_text()) if self.run.exists() else {}
+
+    def update_run(self, **entries: Any) -> None:
+        """Set entries of run.json, keeping the others."""
+        write_text(self.run, json.dumps(self.read_run() | entries, indent=1) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text atomically."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """An existing run folder; CheckpointError where it is none."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise CheckpointError(f"{path} is not a run folder (it has no config.yaml).")
+    return folder
+
+
+def run_label(settings: Settings) -> str:
+    """How a run is called in every record and table: method, and for S²AMSnet recipe, flipped switches, ablations."""
+    switches = "".join(f" {name}={_short(value)}" for name, value in flipped_switches(settings).items())
+    recipe = f" {settings.recipe}" if settings.method == "s2amsnet" or switches else ""
+    return settings.method + recipe + switches + "".join(f" {name}" for name in settings.ablate)
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def run_name(config: TrainConfig) -> str:
+    """A run folder's name: pair, label, seed, and a hash of all settings that can change a result."""
+    label = run_label(config).replace(" ", "_").replace("=", "-").replace(",", ".")
+    source, target = (Path(name).stem if name else "none" for name in (config.source_name, config.target_name))
+    return f"{source}-{target}_{label}_seed{config.seed}_{config_hash(config)}"
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Eight hex digits of the resolved settings, without those that cannot change a result."""
+    kept = {name: value for name, value in to_dict(config).items() if name not in FREE_ON_RESUME - {"max_epoch"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def environment(device: torch.device, backend: str) -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, git commit, command line, device, backend."""
+    return {"versions": {"python": platform.python_version()} | _versions(), "git": _git(), "command": sys.argv[1:],
+            "platform": platform.platform(), "device": device_name(device), "backend": backend,
+            "threads": torch.get_num_threads()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> str | None:
+    """The commit of the program, with '+' where tracked files differ from it; None outside a git checkout."""
+    def ask(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    try:
+        commit = ask("rev-parse", "HEAD")
+    except FileNotFoundError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+" if ask("status", "--porcelain", "-uno").stdout.strip() else "")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of this process so far in MiB: the GPU's allocations on CUDA, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)

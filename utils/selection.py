@@ -1,0 +1,35 @@
+"""Which epoch's weights count: selection rules as named objects (DESIGN section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule over the records of epochs.
+
+    score: the record's key whose OA decides, or None for the last epoch.
+    reads_target: whether the rule looks at target labels; such a rule never stands beside the others in a table.
+    """
+
+    name: str
+    score: str | None
+    reads_target: bool = False
+
+    def select(self, records: Sequence[dict]) -> int:
+        """The chosen epoch.  Among equals the latest: a saturated score says nothing against more training."""
+        if self.score is None:
+            return records[-1]["epoch"]
+        return max(records, key=lambda record: (record[self.score]["oa"], record["epoch"]))["epoch"]
+
+    def improves(self, record: dict, best: dict | None) -> bool:
+        """Whether a new epoch's record takes the place of the best one so far."""
+        return best is None or self.select([best, record]) == record["epoch"]
+
+
+LAST = Rule("last", None)
+SOURCE_VAL = Rule("source-val", "source_val")
+ORACLE = Rule("oracle", "target", reads_target=True)
+RULES = (LAST, SOURCE_VAL)

@@ -1,0 +1,91 @@
+"""From settings to the objects of a run: device, scenes, samplers, method."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datasets.harmonize import check_pair, check_patch, load_simulated_or_real, preprocess
+from datasets.patches import Augmentation, PatchSampler, place, source_repeat
+from datasets.scene import Scene
+from datasets.splits import labelled_pixels, split_scene
+from model.methods import Method, Task, method_class
+from model.ops import resolve_backend
+from utils.config import TrainConfig
+from utils.errors import ConfigError
+from utils.seeding import Streams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Data:
+    """The scenes of a run and their samplers; `test` holds the labelled target pixels, None without a target."""
+
+    source: Scene
+    target: Scene | None
+    train: PatchSampler
+    val: PatchSampler
+    test: PatchSampler | None
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        return self.source.sha256 | (self.target.sha256 if self.target else {})
+
+
+def choose_device(gpu: int) -> torch.device:
+    """CUDA device number `gpu`, or the CPU for -1 and, with a word about it, where there is no GPU."""
+    if gpu < 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        log.info("No GPU was found: running on the CPU (%d threads).", torch.get_num_threads())
+        return torch.device("cpu")
+    if gpu >= torch.cuda.device_count():
+        raise ConfigError(f"gpu {gpu} does not exist; this machine has {torch.cuda.device_count()} (0 is the first).")
+    return torch.device("cuda", gpu)
+
+
+def read_scene(config: TrainConfig, name: str) -> Scene:
+    return load_simulated_or_real(name, config.data_path, config.simulation.severity, config.simulation.seed)
+
+
+def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator) -> Data:
+    """Read both scenes, check them against each other, split the source, put both cubes on the device."""
+    source = read_scene(config, config.source_name)
+    target = read_scene(config, config.target_name) if config.target_name else None
+    if target:
+        check_pair(source, target, config.patch_size)
+    check_patch(source, config.patch_size)
+    split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng)
+    test = scene_sampler(target, config, device) if target else None
+    n_target = len(test) if test else None
+    repeat = source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
+    cube = place(preprocess(source.cube), device)
+    train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat)
+    val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
+    log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
+             f"; {target.name}: {n_target} labelled pixels, sealed until the end" if target else "")
+    return Data(source, target, train, val, test)
+
+
+def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
+    """A sampler of all labelled pixels of a scene."""
+    return PatchSampler(place(preprocess(scene.cube), device), *labelled_pixels(scene.labels), config.patch_size,
+                        config.backend)
+
+
+def build_method(config: TrainConfig, source: Scene, streams: Streams, device: torch.device) -> Method:
+    """The method with freshly initialised networks on the device."""
+    task = Task(source.bands, source.n_classes, config.patch_size)
+    return method_class(config.method)(task, config, streams).to(device)
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    return Augmentation(config.flip_augmentation, config.radiation_augmentation, config.mixture_augmentation)
+
+
+def backend_of(config: TrainConfig, device: torch.device) -> str:
+    return resolve_backend(config.backend, device)
