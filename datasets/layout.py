@@ -53,7 +53,7 @@ class _Canvas:
         self.classes = np.zeros(shape, np.int64)
         self.sunlight = np.ones(shape)
         self.height = np.zeros(shape)
-        self.n_objects = 0
+        self.n_objects = 1                     # object 0 is the ground that nothing was painted on
 
     def paint(self, mask: np.ndarray, material: str, label: int = BACKGROUND, height: float = 0.0,
               sunlight: np.ndarray | float = 1.0) -> None:
@@ -124,7 +124,7 @@ def _commercial(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> 
 
 
 def _fields(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
-    """Strips of healthy and stressed grass, two of each in three blocks of four strips or fewer."""
+    """Two to four strips, healthy and stressed grass in equal shares."""
     strips = int(np.clip((u1 - u0) / 9, 2, 4))
     kinds = _deal(canvas.rng, ("healthy grass", "stressed grass"), strips)
     edges = np.linspace(u0, u1, strips + 1) + np.r_[0, canvas.rng.uniform(-1.5, 1.5, strips - 1), 0]
@@ -136,8 +136,7 @@ def _grove(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """Crowns that touch and overlap, above shaded ground."""
     rng = canvas.rng
     canvas.paint(canvas.box(u0, u1, v0, v1), rng.choice(["soil", "stressed grass"]), sunlight=0.5)
-    area = max(0.0, u1 - u0 - 4) * max(0.0, v1 - v0 - 4)
-    for _ in range(int(area / 9)):
+    for _ in range(int((u1 - u0 - 4) * (v1 - v0 - 4) / 9)):
         canvas.crown(rng.uniform(u0 + 2, u1 - 2), rng.uniform(v0 + 2, v1 - 2), rng.uniform(1.8, 3.6))
 
 
@@ -170,13 +169,13 @@ def _street_lines(rng: np.random.Generator, low: float, high: float) -> tuple[np
     count = int((high - low) / 30) + 2
     positions = low - rng.uniform(2, 20) + np.cumsum(rng.uniform(29, 38, count))
     half_widths = np.where(np.arange(count) % 3 == rng.integers(3), 2.9, 1.9)
-    edges = positions < high + 20
-    return positions[edges], half_widths[edges]
+    crossing = positions < high + 20
+    return positions[crossing], half_widths[crossing]
 
 
 def _paint_blocks(canvas: _Canvas, us: np.ndarray, vs: np.ndarray) -> None:
     """Fill the blocks between the streets; the largest ones get one of each kind, so no class is missing."""
-    us, vs = np.r_[us[0] - 34, us, us[-1] + 34], np.r_[vs[0] - 34, vs, vs[-1] + 34]
+    us, vs = np.r_[us[0] - 40, us, us[-1] + 40], np.r_[vs[0] - 40, vs, vs[-1] + 40]
     boxes = [(u0 + 2, u1 - 2, v0 + 2, v1 - 2) for u0, u1 in zip(us[:-1], us[1:]) for v0, v1 in zip(vs[:-1], vs[1:])]
     visible = np.array([np.count_nonzero(canvas.box(*box)) for box in boxes])
     order = [index for index in np.argsort(-visible, kind="stable") if visible[index]]

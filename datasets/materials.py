@@ -47,7 +47,7 @@ def vegetation(wavelengths: np.ndarray, chlorophyll: np.ndarray, plateau: np.nda
     canopy_water optical depth of the liquid-water feature at 970 nm
     litter       share of the pixel covered by dry matter (values above 0.95 count as 0.95)
     """
-    water_feature = bell(wavelengths, 975, 32) + 0.25 * step(wavelengths, 1060, 40)
+    water_feature = bell(wavelengths, 975, 32) + 0.25 * step(wavelengths, 1060, 40)     # and the wing of 1200 nm
     depth = chlorophyll * chlorophyll_absorption(wavelengths) + canopy_water * water_feature
     slope = 1 + 0.10 * (wavelengths - 860) / 400
     green = 0.012 + plateau * slope * np.exp(-depth)
@@ -74,7 +74,7 @@ def mineral(wavelengths: np.ndarray, level: np.ndarray, rise: np.ndarray, slope:
 
     level  reflectance of the continuum at 700 nm
     rise   e-folding length of its rise from the ultraviolet in nm (short = white or grey, long = brown)
-    slope  relative change of the continuum from 350 to 1050 nm, less 1 (values below 1 fall)
+    slope  1 + relative rise of the continuum from 350 to 1050 nm (below 1: it falls)
     edge   height of the step at 575 nm that makes tiles and bricks red
     iron   relative depth of the ferric band at 880 nm
     """
@@ -104,26 +104,26 @@ class Material:
 
 MATERIALS: dict[str, Material] = {
     "healthy grass": Material(vegetation, {"chlorophyll": (2.9, 0.13, 0.08), "plateau": (0.46, 0.18, 0.08),
-                                           "canopy_water": (0.10, 0.22, 0.16), "litter": (0.06, 0.45, 0.3)}),
+                                           "canopy_water": (0.10, 0.22, 0.16), "litter": (0.06, 0.45, 0.30)}),
     "stressed grass": Material(vegetation, {"chlorophyll": (2.0, 0.16, 0.14), "plateau": (0.36, 0.18, 0.12),
-                                            "canopy_water": (0.055, 0.27, 0.2), "litter": (0.30, 0.29, 0.28)}),
-    "tree": Material(vegetation, {"chlorophyll": (4.1, 0.16, 0.14), "plateau": (0.40, 0.25, 0.2),
-                                  "canopy_water": (0.17, 0.25, 0.2), "litter": (0.045, 0.54, 0.4)}),
-    "water": Material(water_body, {"level": (0.055, 0.27, 0.1), "decay": (170, 0.18, 0.06),
-                                   "sediment": (0.022, 0.45, 0.12), "glint": (0.010, 0.36, 0.2)}),
+                                            "canopy_water": (0.055, 0.27, 0.20), "litter": (0.30, 0.29, 0.28)}),
+    "tree": Material(vegetation, {"chlorophyll": (4.1, 0.16, 0.14), "plateau": (0.40, 0.25, 0.20),
+                                  "canopy_water": (0.17, 0.25, 0.20), "litter": (0.045, 0.54, 0.40)}),
+    "water": Material(water_body, {"level": (0.055, 0.27, 0.10), "decay": (170, 0.18, 0.06),
+                                   "sediment": (0.022, 0.45, 0.12), "glint": (0.010, 0.36, 0.20)}),
     "soil": Material(mineral, {"level": (0.22, 0.32, 0.16), "rise": (420, 0.18, 0.06), "slope": (1.35, 0.09, 0.04),
                                "edge": (0.03, 0.45, 0.16), "iron": (0.08, 0.36, 0.16)}),
     "shingle": Material(mineral, {"level": (0.15, 0.36, 0.16), "rise": (230, 0.18, 0.06), "slope": (1.20, 0.09, 0.04),
-                                  "edge": (0.022, 0.4, 0.16), "iron": (0.05, 0.36, 0.2)}),
+                                  "edge": (0.022, 0.40, 0.16), "iron": (0.05, 0.36, 0.20)}),
     "tile": Material(mineral, {"level": (0.11, 0.27, 0.14), "rise": (260, 0.18, 0.06), "slope": (1.30, 0.09, 0.04),
                                "edge": (0.13, 0.32, 0.12), "iron": (0.12, 0.27, 0.16)}),
-    "membrane": Material(mineral, {"level": (0.56, 0.25, 0.08), "rise": (38, 0.18, 0.06), "slope": (0.90, 0.072, 0.02),
-                                   "edge": (0.012, 0.54, 0.2), "iron": (0.02, 0.36, 0.2)}),
-    "gravel": Material(mineral, {"level": (0.27, 0.25, 0.16), "rise": (125, 0.14, 0.08), "slope": (0.98, 0.054, 0.04),
-                                 "edge": (0.012, 0.45, 0.2), "iron": (0.03, 0.36, 0.2)}),
-    "sheet metal": Material(metal, {"level": (0.40, 0.32, 0.1), "rise": (60, 0.27, 0.08), "dip": (0.10, 0.27, 0.1)}),
-    "asphalt": Material(mineral, {"level": (0.10, 0.29, 0.14), "rise": (165, 0.14, 0.06), "slope": (1.28, 0.072, 0.03),
-                                  "edge": (0.003, 0.45, 0.2), "iron": (0.012, 0.45, 0.2)}),
-    "concrete": Material(mineral, {"level": (0.31, 0.23, 0.12), "rise": (190, 0.13, 0.06), "slope": (1.20, 0.072, 0.03),
-                                   "edge": (0.006, 0.45, 0.2), "iron": (0.025, 0.36, 0.2)}),
+    "membrane": Material(mineral, {"level": (0.56, 0.25, 0.08), "rise": (38, 0.18, 0.06), "slope": (0.90, 0.07, 0.02),
+                                   "edge": (0.012, 0.54, 0.20), "iron": (0.02, 0.36, 0.20)}),
+    "gravel": Material(mineral, {"level": (0.27, 0.25, 0.16), "rise": (125, 0.14, 0.08), "slope": (0.98, 0.05, 0.04),
+                                 "edge": (0.012, 0.45, 0.20), "iron": (0.03, 0.36, 0.20)}),
+    "sheet metal": Material(metal, {"level": (0.40, 0.32, 0.10), "rise": (60, 0.27, 0.08), "dip": (0.10, 0.27, 0.10)}),
+    "asphalt": Material(mineral, {"level": (0.10, 0.29, 0.14), "rise": (165, 0.14, 0.06), "slope": (1.28, 0.07, 0.03),
+                                  "edge": (0.003, 0.45, 0.20), "iron": (0.012, 0.45, 0.20)}),
+    "concrete": Material(mineral, {"level": (0.31, 0.23, 0.12), "rise": (190, 0.13, 0.06), "slope": (1.20, 0.07, 0.03),
+                                   "edge": (0.006, 0.45, 0.20), "iron": (0.025, 0.36, 0.20)}),
 }

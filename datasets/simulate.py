@@ -8,7 +8,6 @@ published numbers.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -56,8 +55,8 @@ class DomainGap:
     road_wear: float = 0.05            # share of a pavement's surface worn down to the stones in the mean
 
 
-_GAP = DomainGap(path_radiance=0.018, haze_exponent=2.2, sky_light=0.165, water_vapour=0.46, gain_tilt=-0.08,
-                 gain_ripple=0.0135, band_shift_nm=1.7, noise=0.010, chlorophyll_loss=0.25, canopy_dryness=0.30,
+_GAP = DomainGap(path_radiance=0.017, haze_exponent=2.2, sky_light=0.16, water_vapour=0.45, gain_tilt=-0.08,
+                 gain_ripple=0.013, band_shift_nm=1.6, noise=0.010, chlorophyll_loss=0.25, canopy_dryness=0.30,
                  litter=0.10, turbidity=0.8, roof_dust=0.35, road_wear=0.34)
 
 
@@ -136,13 +135,14 @@ def _gain(gap: DomainGap) -> np.ndarray:
     """[B] relative response of the sensor: a silicon detector's efficiency, then the gap's tilt and ripple."""
     position = (WAVELENGTHS - WAVELENGTHS[0]) / (WAVELENGTHS[-1] - WAVELENGTHS[0])
     efficiency = 0.30 + 0.70 * bell(WAVELENGTHS, 680, 190)
-    return efficiency * (1 + gap.gain_tilt * position) * (1 + gap.gain_ripple * np.sin(2 * np.pi * (1.7 * position + 0.7)))
+    ripple = np.sin(2 * np.pi * (1.7 * position + 0.7))
+    return efficiency * (1 + gap.gain_tilt * position) * (1 + gap.gain_ripple * ripple)
 
 
 def _observe(reflectance: np.ndarray, sunlight: np.ndarray, gap: DomainGap, rng: np.random.Generator) -> np.ndarray:
     """[H, W, B] digital numbers (float32 holding integers of 0..65535) of a surface under the sun and the sky."""
     wavelengths = WAVELENGTHS + gap.band_shift_nm
-    relief = ndimage.gaussian_filter(rng.standard_normal(sunlight.shape), 18, mode="wrap")
+    relief = ndimage.gaussian_filter(rng.standard_normal(sunlight.shape), 18, mode="wrap")      # slopes of the ground
     direct = sunlight * (1 + 0.06 * relief / relief.std())
     sun = _sun(wavelengths, gap.water_vapour)
     sky = gap.sky_light * (550 / wavelengths) ** 2.5 * sun
@@ -170,18 +170,22 @@ def simulate_pair(severity: float = 1.0, seed: int = 0) -> tuple[Scene, Scene]:
     """Source and target scene (150 x 250 pixels, 48 bands, 7 classes) with a domain gap between them.
 
     severity  0 = the target differs from the source only in layout and random draws, 1 = default, 2 = hard, up to 3
-    seed      non-negative; the same severity and seed give the same scenes
-    Raises ConfigError for a severity or seed out of range.
+    seed      0 or positive; the same severity and seed give the same scenes, the source is the same at every severity
+    Raises ConfigError where one is out of range.
     """
     gap = gap_at(severity)
-    if math.floor(seed) != seed or seed < 0:
-        raise ConfigError(f"The seed of the simulated pair is {seed}. Use a whole number that is not negative.")
-    return _simulate("SimSource", gap_at(0), seed, 0), _simulate("SimTarget", gap, seed, 1)
+    if seed < 0:
+        raise ConfigError(f"The seed of the simulated pair is {seed}. Use 0 or a positive whole number.")
+    return _simulate("SimSource", DomainGap(), seed, 0), _simulate("SimTarget", gap, seed, 1)
 
 
-def write_pair(folder: Path, severity: float = 1.0, seed: int = 0) -> None:
+def write_pair(folder: str | Path, severity: float = 1.0, seed: int = 0) -> None:
     """Write the pair as scene files: SimSource.mat (v7.3) and SimTarget.mat (v5), key ori_data, uint16 [H, W, B], and
-    SimSource_7gt.mat / SimTarget_7gt.mat, key map, uint8 [H, W].  The folder is made; same arguments, same bytes."""
+    SimSource_7gt.mat / SimTarget_7gt.mat, key map, uint8 [H, W].
+
+    The folder is made where it is missing.  Same arguments, same bytes.  Raises what simulate_pair raises, before
+    anything is written.
+    """
     folder = Path(folder)
     source, target = simulate_pair(severity, seed)
     folder.mkdir(parents=True, exist_ok=True)

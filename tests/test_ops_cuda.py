@@ -1,11 +1,17 @@
 """The registered operators: their registration on the CPU (where the reference computes), their results on a GPU."""
 
+import importlib.util
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from model.ops import cuda, gather_patches, involution, reference, resolve_backend
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available() or importlib.util.find_spec("cupy") is None,
+                               reason="needs a CUDA GPU and CuPy")
 CENTRES = torch.tensor([[0, 0], [8, 6], [3, 6], [4, 2]])
 SHAPES = [(2, 1, 5, 5), (1, 2, 7, 5), (3, 4, 5, 7), (1, 5, 9, 9), (2, 48, 5, 5), (1, 103, 13, 13), (64, 128, 5, 5)]
 
@@ -85,9 +91,46 @@ def test_without_a_driver_the_reason_is_told():
     assert "CuPy cannot build the kernels (CUDARuntimeError" in cuda.unavailable_reason(torch.device("cuda", 0))
 
 
+class CompileException(Exception):
+    """Stands for CuPy's own."""
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """The parts of CuPy that building a module takes; the module's `compile` is what the test makes it."""
+    module = SimpleNamespace(compile=lambda: None)
+    compiler = SimpleNamespace(CompileException=CompileException)
+    cupy_cuda = SimpleNamespace(Device=lambda index: nullcontext(), Stream=SimpleNamespace(from_external=None))
+    cupy = SimpleNamespace(__version__="13.6.0", cuda=cupy_cuda, RawModule=lambda code, options: module, module=module)
+    for name, part in (("cupy", cupy), ("cupy.cuda", cupy_cuda), ("cupy.cuda.compiler", compiler)):
+        monkeypatch.setitem(sys.modules, name, part)
+    cuda._module.cache_clear()
+    yield cupy
+    cuda._module.cache_clear()
+
+
+def test_built_kernels_can_run(fake_cupy):
+    assert cuda.unavailable_reason(torch.device("cuda", 0)) is None
+
+
+@pytest.mark.parametrize("error", [CompileException("no cuda_fp16.h\nmore"), RuntimeError("no driver"), OSError()])
+def test_reason_why_kernels_cannot_be_built(fake_cupy, error):
+    def fail():
+        raise error
+
+    fake_cupy.module.compile = fail
+    first_line = str(error).partition("\n")[0]
+    expected = f"CuPy cannot build the kernels ({type(error).__name__}: {first_line})"
+    assert cuda.unavailable_reason(torch.device("cuda", 0)) == expected
+
+
+def test_an_old_cupy_is_named(fake_cupy):
+    fake_cupy.cuda.Stream = object
+    assert "CuPy 13.6.0 and PyTorch" in cuda.unavailable_reason(torch.device("cuda", 0))
+
+
 @needs_gpu
 def test_gpu_uses_the_kernels():
-    pytest.importorskip("cupy", reason="needs CuPy")
     assert resolve_backend("auto", torch.device("cuda", 0)) == "cupy"
 
 

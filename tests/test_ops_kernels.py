@@ -127,10 +127,12 @@ def test_half_kernels_sum_in_float32(on_host, shape, dtype):
 
 
 def test_kernels_stride_over_what_a_small_grid_leaves(on_host, monkeypatch):
-    monkeypatch.setattr(cuda, "MAX_BLOCKS", 2)
-    inputs = make_inputs((3, 10, 9, 9), torch.float64)
-    torch.testing.assert_close(run_launchers(*inputs), run_reference(*inputs), rtol=1e-14, atol=1e-14)
-    assert [blocks for _, blocks in on_host] == [2, 2, 2]   # three would leave nothing to stride over
+    inputs = make_inputs((3, 10, 9, 9), torch.float64)   # 3 x 3 groups x 81 pixels: three blocks, the last not full
+    for limit, blocks in ((cuda.MAX_BLOCKS, 3), (2, 2)):
+        monkeypatch.setattr(cuda, "MAX_BLOCKS", limit)
+        on_host.clear()
+        torch.testing.assert_close(run_launchers(*inputs), run_reference(*inputs), rtol=1e-14, atol=1e-14)
+        assert [count for _, count in on_host] == [blocks] * 3
 
 
 def test_starters_take_strided_and_empty_tensors(on_host):

@@ -232,3 +232,13 @@ def test_auto_without_cupy_says_why(fresh_choice, monkeypatch):
     assert "reference, since cupy cannot run: CuPy cannot be imported" in fresh_choice.text
     with pytest.raises(ConfigError, match="CuPy cannot be imported.*pip install"):
         resolve_backend("cupy", device)
+
+
+def test_cupy_is_used_where_it_can_run(fresh_choice, monkeypatch):
+    monkeypatch.setattr(ops.cuda, "unavailable_reason", lambda device: None)
+    assert resolve_backend("auto", torch.device("cuda", 1)) == "cupy"
+    assert "backend on cuda:1: cupy" in fresh_choice.text
+    x, kernel = (tensor.requires_grad_() for tensor in make_inputs(5, 5, 5))
+    registered = involution(x, kernel, backend="cupy")
+    assert "s2amsnet" in registered.grad_fn.name() and "s2amsnet" not in involution(x, kernel).grad_fn.name()
+    assert torch.equal(registered, involution(x, kernel))

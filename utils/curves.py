@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -92,14 +92,15 @@ def draw_spectra(sheet: Sheet, spectra: dict[str, tuple[np.ndarray, np.ndarray]]
     _share_axes(panels, columns, _limits([spectra[name] for name in left]), sheet.unit, x_label)
     if right:
         _share_right_axes(panels, twins, columns, _limits([spectra[name] for name in right]), sheet.unit)
-    handles = [Line2D([], [], color=colour, linestyle=style, label=f"{name} (right-hand axis)" if name in right else name)
-               for name, (colour, style) in styles.items()]
+    labels = [f"{name} (right-hand axis)" if name in right else name for name in spectra]
+    handles = [Line2D([], [], color=colour, linestyle=style, label=label)
+               for label, (colour, style) in zip(labels, styles.values())]
     sheet.legend(handles, "line: mean of the class; band: ± one standard deviation")
 
 
-def _series(epochs: Sequence[dict], value: Callable[[dict], float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs at which a value was recorded and is finite, and the values."""
-    pairs = [(record["epoch"], value(record)) for record in epochs]
+def _series(epochs: Sequence[dict], section: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs at which record[section][name] is there and finite, and the values."""
+    pairs = [(record["epoch"], record.get(section, {}).get(name)) for record in epochs]
     points = np.array([pair for pair in pairs if pair[1] is not None], dtype=np.float64).reshape(-1, 2)
     points = points[np.isfinite(points[:, 1])]
     return points[:, 0], points[:, 1]
@@ -108,7 +109,7 @@ def _series(epochs: Sequence[dict], value: Callable[[dict], float | None]) -> tu
 def _draw_losses(axes: Axes, epochs: Sequence[dict], family: str, names: Sequence[str]) -> None:
     drawn = []
     for index, name in enumerate(names):
-        x, y = _series(epochs, lambda record: record["losses"].get(name))
+        x, y = _series(epochs, "losses", name)
         axes.plot(x, y, color=LINE_COLOURS[index % len(LINE_COLOURS)], label=name, **_line(len(x)))
         drawn.append(y)
     threshold = _log_threshold(np.concatenate(drawn))
@@ -140,7 +141,7 @@ def _draw_scores(axes: Axes, epochs: Sequence[dict]) -> None:
         if any(key in record for record in epochs):
             handles.append(Line2D([], [], color="0.3", linestyle=style, label=label))
         for colour, score in zip(LINE_COLOURS, _SCORES):
-            x, y = _series(epochs, lambda record: record.get(key, {}).get(score))
+            x, y = _series(epochs, key, score)
             axes.plot(x, 100 * y, style, color=colour, **_line(len(x)))
     _finish_panel(axes, "score (%)", handles)
 

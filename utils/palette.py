@@ -10,17 +10,17 @@ from matplotlib.colors import to_rgb
 RGB = tuple[float, float, float]
 
 # 1-8: Okabe & Ito ("Color Universal Design", 2008), ordered so that neighbours and the first three differ; black comes
-# last, since it also reads as missing data.  9-20: found by farthest-point search over sRGB (CIELAB
-# lightness 18-90), each as far as possible from those before it, from white and from UNLABELLED, by the smallest of
-# half the CIELAB distance in normal vision and the whole one in simulated deuteranopia and protanopia (Machado et al.,
-# IEEE TVCG 15, 2009).  The search adds no pair closer than 16 in either simulation (Okabe-Ito's own closest: 17).
+# last, since it also reads as missing data.  9-20: found by farthest-point search over sRGB (CIELAB lightness 18-90),
+# each as far as possible from those before it, from white and from UNLABELLED, by the smallest of half the CIELAB
+# distance in normal vision and the whole one in simulated deuteranopia and protanopia (Machado et al., IEEE TVCG 15,
+# 2009).  The search adds no pair closer than 17 in either simulation; Okabe-Ito's own closest pair is as close.
 _CLASS_COLOURS = (
     "#009E73", "#F0E442", "#D55E00", "#56B4E9", "#E69F00", "#0072B2", "#CC79A7", "#000000",
     "#00FF88", "#554400", "#0000FF", "#331188", "#DD22FF", "#004422", "#EE1155", "#551144",
     "#BBAA55", "#BB0077", "#AADDAA", "#6611CC",
 )
 UNLABELLED: RGB = (0.90, 0.90, 0.90)
-CORRECT: RGB = to_rgb("#8496A9")            # unlike any class, and told from WRONG by lightness alone
+CORRECT: RGB = to_rgb("#8496A9")            # no class has these two; lightness alone tells them apart
 WRONG: RGB = to_rgb("#B2000C")
 
 LINE_COLOURS = tuple(_CLASS_COLOURS[index] for index in (5, 2, 0, 6, 4, 3))

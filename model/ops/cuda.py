@@ -27,13 +27,18 @@ def unavailable_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it needs CUDA tensors, and this one is on '{device.type}'"
     try:
+        import cupy
         from cupy.cuda.compiler import CompileException
     except ImportError as error:
         return f"CuPy cannot be imported ({error})"
+    if not hasattr(cupy.cuda.Stream, "from_external") or not hasattr(torch.cuda.Stream, "__cuda_stream__"):
+        return (f"CuPy {cupy.__version__} and PyTorch {torch.__version__} cannot share a stream, as CuPy from 14 on "
+                "and a PyTorch of its time can")
     try:
         _module(device.index)
     except (CompileException, RuntimeError, OSError) as error:   # no compiler, headers or driver that suits CuPy
-        return f"CuPy cannot build the kernels ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        first_line = str(error).strip().partition("\n")[0]
+        return f"CuPy cannot build the kernels ({type(error).__name__}: {first_line})"
     return None
 
 

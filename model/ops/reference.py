@@ -39,7 +39,7 @@ def forward(x: Tensor, kernel: Tensor) -> Tensor:
         target, moved = _grouped(out, channels, groups), _grouped(source, channels, groups)
         for tap in range(TAPS):
             target.addcmul_(_shift(moved, tap, height, width), weights[:, groups, None, tap])
-    return out.unflatten(2, (height, width + 1))[..., :width].to(x.dtype).contiguous()
+    return _cropped(out.unflatten(2, (height, width + 1))[..., :width], x.dtype)
 
 
 def grad_input(grad: Tensor, kernel: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def grad_input(grad: Tensor, kernel: Tensor) -> Tensor:
         target, fixed = _grouped(out, channels, groups), _grouped(source, channels, groups)
         for tap in range(TAPS):
             _shift(target, tap, height, width).addcmul_(fixed, weights[:, groups, None, tap])
-    return out.unflatten(2, (height + 3, width + 1))[:, :, 1:height + 1, 1:].to(grad.dtype).contiguous()
+    return _cropped(out.unflatten(2, (height + 3, width + 1))[:, :, 1:height + 1, 1:], grad.dtype)
 
 
 def grad_kernel(grad: Tensor, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def grad_kernel(grad: Tensor, x: Tensor) -> Tensor:
         fixed, moved = _grouped(source, channels, groups), _grouped(framed, channels, groups)
         for tap in range(TAPS):
             out[:, groups, tap].add_((fixed * _shift(moved, tap, height, width)).sum(2))
-    return out.unflatten(3, (height, width + 1))[..., :width].to(x.dtype).contiguous()
+    return _cropped(out.unflatten(3, (height, width + 1))[..., :width], x.dtype)
 
 
 class _Involution(torch.autograd.Function):
@@ -130,6 +130,11 @@ def _shift(framed: Tensor, tap: int, height: int, width: int) -> Tensor:
     """View [...,H (W+1)] of a framed image, moved by the tap's (u, v) and aligned with `_rows`."""
     start = tap // 3 * (width + 1) + tap % 3
     return framed[..., start:start + height * (width + 1)]
+
+
+def _cropped(view: Tensor, dtype: torch.dtype) -> Tensor:
+    """A dense copy, also of an empty view, which would otherwise keep its place in the framed image."""
+    return view.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:

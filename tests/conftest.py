@@ -1,0 +1,120 @@
+"""Small scenes in the true file formats, made by datasets/simulate.py, and settings small enough for a test."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import main
+from datasets.scene import Scene
+from datasets.simulate import simulate_pair
+from datasets.writers import write_mat_v5, write_mat_v73
+from model.methods import Task, method_class
+from model.settings import Settings, resolve_switches
+from utils.records import RunFolder
+from utils.seeding import Streams
+
+KEPT_PER_CLASS = 24       # labelled pixels per class in the thinned scenes: an epoch of a few steps
+SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filters", "2", "--batch_size", "48",
+         "--max_epoch", "2", "--gpu", "-1"]
+
+
+@pytest.fixture(autouse=True)
+def plain_logging(caplog):
+    """Log records of the program are captured, whatever an earlier test set."""
+    caplog.set_level(logging.INFO)
+
+
+def thin(scene: Scene, keep: int, seed: int) -> Scene:
+    """The scene with `keep` labelled pixels per class."""
+    rng, labels = np.random.default_rng(seed), np.zeros_like(scene.labels)
+    for k in range(1, scene.n_classes + 1):
+        positions = np.argwhere(scene.labels == k)
+        chosen = positions[rng.permutation(len(positions))[:keep]]
+        labels[tuple(chosen.T)] = k
+    return replace(scene, labels=labels)
+
+
+@pytest.fixture(scope="session")
+def scenes() -> tuple[Scene, Scene]:
+    """The simulated pair, thinned and cropped."""
+    pair = simulate_pair(severity=1.0, seed=0)
+    return tuple(thin(scene, KEPT_PER_CLASS, seed) for seed, scene in enumerate(pair))
+
+
+@dataclass
+class PairOnDisk:
+    """Two scenes as files with their scene files, and the words that name them on the command line."""
+
+    folder: Path
+    source: Path
+    target: Path
+
+    def words(self, *more: str) -> list[str]:
+        return ["--source_name", str(self.source), "--target_name", str(self.target), *SMALL, *more]
+
+    def run(self, *more: str, save_path: Path) -> RunFolder:
+        """Train through the command line's own function; returns the run folder."""
+        return main.train(self.words("--save_path", str(save_path), *more))
+
+    def change(self, path: Path, **entries) -> None:
+        """Set entries of a scene file."""
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entries))
+
+
+def write_scene(folder: Path, scene: Scene, name: str, write) -> Path:
+    """A scene as NAME.mat, NAME_gt.mat and NAME.yaml."""
+    write(folder / f"{name}.mat", {"ori_data": scene.cube})
+    write(folder / f"{name}_gt.mat", {"map": scene.labels.astype(np.float64)})
+    description = {"name": name, "cube": {"file": f"{name}.mat", "key": "ori_data"},
+                   "labels": {"file": f"{name}_gt.mat", "key": "map"}, "class_names": list(scene.class_names),
+                   "wavelengths": scene.wavelengths.tolist(), "rgb_bands": list(scene.rgb_bands)}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(description))
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path, scenes) -> PairOnDisk:
+    """A v7.3 source and a v5 target in a folder of the test's own."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return PairOnDisk(folder, write_scene(folder, scenes[0], "field", write_mat_v73),
+                      write_scene(folder, scenes[1], "coast", write_mat_v5))
+
+
+def settings(**entries) -> Settings:
+    """Small resolved settings."""
+    chosen = Settings(**{"pro_dim": 8, "GIN_ch": 4, "mmirn_filters": 2} | entries)
+    resolve_switches(chosen)
+    return chosen
+
+
+def build(bands: int = 6, n_classes: int = 3, patch_size: int = 5, seed: int = 0, **entries):
+    """A small method on the CPU."""
+    chosen = settings(**entries)
+    return method_class(chosen.method)(Task(bands, n_classes, patch_size), chosen, Streams(seed, torch.device("cpu")))
+
+
+def batch(n: int = 6, bands: int = 6, n_classes: int = 3, patch_size: int = 5, seed: int = 0):
+    """x [N, B, P, P] of unit spectra, y [N] that holds every class."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.nn.functional.normalize(torch.rand(n, bands, patch_size, patch_size, generator=rng), dim=1)
+    return x, torch.arange(n) % n_classes
+
+
+def same_state(a, b) -> bool:
+    """Whether two nested states are bit-equal."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b

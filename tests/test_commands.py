@@ -1,0 +1,133 @@
+"""The commands beside train, on real runs."""
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from PIL import Image
+
+import main
+from datasets.readers import load_scene
+from utils.records import RunFolder
+
+
+@pytest.fixture
+def run(pair, tmp_path):
+    return pair.run("--recipe", "paper", "--oracle", save_path=tmp_path / "runs")
+
+
+def test_evaluate_repeats_the_recorded_scores(run, capsys):
+    capsys.readouterr()
+    for rule in ("last", "source-val"):
+        assert main.main(["evaluate", "--run", str(run.path), "--rule", rule]) == 0
+        score = json.loads(run.evaluation.read_text())["rules"][rule]["target"]
+        printed = capsys.readouterr().out
+        assert f"OA {100 * score['oa']:.2f}" in printed and f"kappa {100 * score['kappa']:.2f}" in printed
+
+
+def test_predict_writes_a_map_that_agrees_with_evaluate(run, pair):
+    scene = load_scene(str(pair.target))
+    assert main.main(["predict", "--run", str(run.path), "--scene", str(pair.target)]) == 0
+    with rasterio.open(run.path / "coast_map.tif") as file:
+        labels = file.read(1)
+        assert file.tags()["class_1"] == "grass healthy"
+    assert labels.shape == scene.shape and labels.min() >= 1
+    right = (labels == scene.labels)[scene.labels > 0].mean()
+    assert right == pytest.approx(json.loads(run.evaluation.read_text())["rules"]["last"]["target"]["oa"])
+    assert Image.open(run.path / "coast_map.png").width > 300
+
+
+def test_predict_keeps_the_georeference_of_a_new_scene(run, pair, tmp_path, scenes):
+    cube = scenes[1].cube[:20, :30]
+    transform = rasterio.transform.from_origin(500000, 4000000, 1, 1)
+    with rasterio.open(tmp_path / "new.tif", "w", driver="GTiff", height=20, width=30, count=48, dtype="float32",
+                       crs="EPSG:32615", transform=transform) as file:
+        file.write(np.moveaxis(cube, 2, 0))
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({"name": "new", "cube": {"file": "new.tif"},
+                                                       "class_names": list(scenes[1].class_names)}))
+    assert main.main(["predict", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml"),
+                      "--out", str(tmp_path / "map.tif")]) == 0
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.crs.to_epsg() == 32615 and file.transform == transform and file.shape == (20, 30)
+    assert main.main(["evaluate", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml")]) == 2
+
+
+def test_figures_of_a_run(run, capsys):
+    before = run.checkpoint.read_bytes()
+    assert main.main(["figures", str(run.path)]) == 0
+    names = {path.stem for path in run.figures.glob("*.png")}
+    assert names == {"losses", "spectra", "patches", "pair", "maps", "confusion"}
+    for path in run.figures.glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.std() > 5 and str(path) in capsys.readouterr().out + str(path)
+    assert run.checkpoint.read_bytes() == before
+
+
+def test_figures_of_a_control_without_a_target(pair, tmp_path):
+    run = pair.run("--method", "erm_gain", "--target_name", "null", save_path=tmp_path)
+    assert main.main(["figures", str(run.path)]) == 0
+    assert {path.stem for path in run.figures.glob("*.png")} == {"losses", "spectra", "patches"}
+
+
+def test_tables_are_printed_and_written(run, capsys):
+    assert main.main(["tables", str(run.path.parent)]) == 0
+    text = (run.path.parent / "table.md").read_text()
+    assert "s2amsnet paper" in text and "field → coast" in text and "constant answer" in capsys.readouterr().out
+    assert len((run.path.parent / "runs.csv").read_text().splitlines()) == 4       # heading, last, source-val, oracle
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+    for words in (["evaluate", "--run", str(tmp_path)], ["figures", str(tmp_path)], ["tables", str(tmp_path)]):
+        assert main.main(words) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_help_of_every_command(capsys):
+    for command in ("train", "evaluate", "predict", "figures", "parity", "sweep", "tables", "prepare"):
+        with pytest.raises(SystemExit) as stop:
+            main.main([command, "--help"])
+        assert stop.value.code == 0 and "usage" in capsys.readouterr().out.lower()
+
+
+def write_sweep(path, pair, tmp_path, **entries):
+    settings = dict(zip((w.removeprefix("--") for w in pair.words()[::2]), map(yaml.safe_load, pair.words()[1::2])))
+    content = {"config": [], "settings": settings | {"max_epoch": 1}, "seeds": [0, 1],
+               "variants": [{"method": "erm"}, {"recipe": "paper", "ablate": ["no_noise"]}],
+               "save_path": str(tmp_path / "sweep")}
+    path.write_text(yaml.safe_dump(content | entries))
+
+
+def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path)
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
+    folders = sorted((tmp_path / "sweep").iterdir())
+    assert len(folders) == 2 and all(RunFolder(folder).read_run()["status"] == "done" for folder in folders)
+    times = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
+    RunFolder(folders[0]).update_run(status="interrupted")
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
+    after = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
+    assert after[0] > times[0] and after[1] == times[1]
+    capfd.readouterr()
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--show", "true"]) == 0
+    commands = capfd.readouterr().out.splitlines()
+    assert len(commands) == 2 and all("--seed 1" in command for command in commands)
+
+
+def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
+                variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 1
+    assert "failed:" in caplog.text and len(list((tmp_path / "sweep").glob("*/evaluation.json"))) == 1
+
+
+def test_a_sweep_file_with_another_key_is_refused(tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text("methods: [erm]\n")
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
+    assert "exactly the keys" in capsys.readouterr().err
+
+
+def test_prepare_says_where_houston_comes_from(tmp_path, capsys):
+    assert main.main(["prepare", "houston", "--out", str(tmp_path)]) == 2
+    assert "hyperspectral.ee.uh.edu" in capsys.readouterr().err

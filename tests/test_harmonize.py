@@ -1,0 +1,49 @@
+"""Preprocessing and the checks of a pair."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datasets.harmonize import check_pair, load_simulated_or_real, preprocess
+from utils.errors import PairError
+
+
+def test_preprocessing_gives_unit_spectra_and_leaves_zero_ones():
+    cube = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32) * 1000
+    cube[2, 3] = 0
+    ready = preprocess(cube)
+    norms = np.linalg.norm(ready, axis=2)
+    assert norms[2, 3] == 0 and np.allclose(np.delete(norms.ravel(), 13), 1, atol=1e-6)
+    np.testing.assert_allclose(ready[0, 0], cube[0, 0] / np.linalg.norm(cube[0, 0]), rtol=1e-5)
+    assert ready.dtype == np.float32 and cube.max() > 1          # the input is left alone
+
+
+def test_a_dark_scene_is_refused():
+    with pytest.raises(PairError, match="not positive"):
+        preprocess(np.zeros((2, 2, 3), np.float32))
+
+
+def test_pairs_that_do_not_fit_are_refused(scenes):
+    source, target = scenes
+    check_pair(source, target, 5)
+    fewer = replace(target, cube=target.cube[:, :, :40], wavelengths=None)
+    with pytest.raises(PairError, match="48 bands.*40"):
+        check_pair(source, fewer, 5)
+    with pytest.raises(PairError, match="lacks: swamp"):
+        check_pair(source, replace(target, class_names=target.class_names + ("swamp",)), 5)
+    with pytest.raises(PairError, match="number their classes differently"):
+        check_pair(source, replace(target, class_names=target.class_names[::-1]), 5)
+    with pytest.raises(PairError, match="larger than"):
+        check_pair(source, target, 151)
+
+
+def test_the_simulated_pair_is_written_once_and_again_after_an_interruption(tmp_path):
+    scene = load_simulated_or_real("SimSource", str(tmp_path), 1.0, 0)
+    folder = tmp_path / "severity1_seed0"
+    written = (folder / "SimSource.mat").stat().st_mtime_ns
+    load_simulated_or_real("SimTarget", str(tmp_path), 1.0, 0)
+    assert (folder / "SimSource.mat").stat().st_mtime_ns == written
+    (folder / "complete").unlink()
+    again = load_simulated_or_real("SimSource", str(tmp_path), 1.0, 0)
+    assert again.sha256 == scene.sha256

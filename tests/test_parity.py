@@ -1,0 +1,109 @@
+"""Recorded values of the released code: the replay holds, and notices what it must notice."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import main
+from model.losses import kl_consistency
+from model.s2amsnet import S2AMSnet
+from utils.parity import ParityFileError, build, networks, replay, Recording
+from utils.released import our_discriminator_name, released_discriminator_names
+
+FOLDER = Path(os.environ.get("S2AMSNET_RECORDINGS", Path(__file__).resolve().parents[2] / "shared" / "golden"))
+RECORDINGS = sorted(FOLDER.glob("*.safetensors"))
+needs_recording = pytest.mark.skipif(not RECORDINGS, reason=f"no recorded values in {FOLDER} (set S2AMSNET_RECORDINGS)")
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_the_released_recipe_reproduces_the_recorded_values(path, capsys):
+    assert main.main(["parity", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("ok") for line in lines) >= 40 and not [l for l in lines if l.startswith("FAIL")]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A recording that a test may spoil."""
+    def write(change_tensors=None, change_text=None):
+        tensors, text = load_file(RECORDINGS[0]), json.loads(RECORDINGS[0].with_suffix(".json").read_text())
+        if change_tensors:
+            change_tensors(tensors)
+        if change_text:
+            change_text(text)
+        save_file(tensors, tmp_path / "copy.safetensors")
+        (tmp_path / "copy.json").write_text(json.dumps(text))
+        return tmp_path / "copy.safetensors"
+    return write
+
+
+@needs_recording
+def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch):
+    plain = S2AMSnet.max_terms
+
+    def wrong(self, x, domains):                # the same value, another gradient
+        terms = plain(self, x, domains)
+        kl = kl_consistency(self.discriminator(domains["a"]), self.discriminator(domains["b_mix"]))
+        return terms | {"consistency_max": terms["consistency_max"].detach() + kl - kl.detach()}
+
+    monkeypatch.setattr(S2AMSnet, "max_terms", wrong)
+    failed = {line.quantity for line in replay(RECORDINGS[0]) if not line.holds}
+    assert "gradient consistency_generator" in failed
+    assert not any("step 0" in quantity for quantity in failed)
+
+
+@needs_recording
+@pytest.mark.parametrize("name", ["forward/x", "loop/1/noise", "final/x", "final/logits_eval", "forward/mmirn_layer_4",
+                                  "gradient/mi_generator/Net1.generate1.weight",
+                                  "init/discriminator/fc1.weight", "final/generator/Net2.bn2.running_var"])
+def test_a_missing_quantity_is_named(copy, name):
+    path = copy(lambda tensors: tensors.pop(name))
+    with pytest.raises(ParityFileError, match="lacks"):
+        list(replay(path))
+
+
+@needs_recording
+@pytest.mark.parametrize("name", ["forward/x", "loop/0/y", "init/mmirn/model.1.weight", "forward/generated_1",
+                                  "gradient/mi_mmirn/model.4.weight", "final/logits_eval"])
+def test_a_wrong_shape_is_named(copy, name):
+    path = copy(lambda tensors: tensors.update({name: tensors[name][..., :-1].contiguous()}))
+    with pytest.raises(ParityFileError, match="has shape"):
+        list(replay(path))
+
+
+@needs_recording
+@pytest.mark.parametrize("part,key", [("config", "temperature"), ("limits", "gradients")])
+def test_a_missing_setting_is_named(copy, part, key):
+    path = copy(change_text=lambda text: text[part].pop(key))
+    with pytest.raises(ParityFileError, match=f"lacks {part}.{key}"):
+        list(replay(path))
+
+
+@needs_recording
+def test_a_value_out_of_its_limit_fails_the_command(copy, capsys):
+    path = copy(lambda tensors: tensors["forward/logits_eval"].mul_(1.01))
+    assert main.main(["parity", str(path)]) == 1
+    assert "FAIL forward logits_eval" in capsys.readouterr().out
+
+
+def test_a_file_that_is_none_is_an_error(tmp_path, capsys):
+    assert main.main(["parity", str(tmp_path / "no.safetensors")]) == 2
+    (tmp_path / "bad.safetensors").write_bytes(b"junk")
+    (tmp_path / "bad.json").write_text("{}")
+    assert main.main(["parity", str(tmp_path / "bad.safetensors")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@needs_recording
+def test_names_translate_both_ways():
+    method = build(Recording(RECORDINGS[0]))
+    ours = networks(method)["discriminator"].state_dict()
+    table = released_discriminator_names(ours)
+    assert table.keys() == ours.keys() and len(set(table.values())) == len(table)
+    assert all(our_discriminator_name(theirs) == name for name, theirs in table.items())
+    recorded = {name.removeprefix("init/discriminator/") for name in load_file(RECORDINGS[0])
+                if name.startswith("init/discriminator/")}
+    assert set(table.values()) == recorded

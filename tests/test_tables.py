@@ -1,0 +1,64 @@
+"""Tables come from records only; a golden table fixes their form."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from utils import tables
+from utils.errors import UserError
+from utils.records import RunFolder
+
+
+def write_run(folder, label, seed, last, val, oracle=None):
+    folder.mkdir(parents=True)
+    score = lambda x: {"oa": x, "aa": x - 0.1, "kappa": x - 0.2, "macro_f1": x - 0.3, "per_class": [x, None], "n": 10}
+    entry = lambda x, epoch: {"epoch": epoch, "source_val": {"oa": 0.99}, "target": score(x), "confusion": [[1, 2], [0, 0]]}
+    content = {"rules": {"last": entry(last, 9), "source-val": entry(val, 4)}, "constant": score(0.5)}
+    if oracle is not None:
+        content["oracle"] = entry(oracle, 7)
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    (folder / "run.json").write_text(json.dumps({"label": label, "source": "A", "target": "B", "seed": seed,
+                                                 "classes": ["x", "y"]}))
+
+
+GOLDEN = """\
+| method          | n | last: source-validation OA | last: OA    | last: AA    | last: κ     | last: F1    | source-val: source-validation OA | source-val: OA | source-val: AA | source-val: κ | source-val: F1 |
+|-----------------|---|----------------------------|-------------|-------------|-------------|-------------|----------------------------------|----------------|----------------|---------------|----------------|
+| erm             | 2 | 99.0 ± 0.0                 | 65.0 ± 7.1  | 55.0 ± 7.1  | 45.0 ± 7.1  | 35.0 ± 7.1  | 99.0 ± 0.0                       | 55.0 ± 7.1     | 45.0 ± 7.1     | 35.0 ± 7.1    | 25.0 ± 7.1     |
+| s2amsnet paper  | 1 | 99.0                       | 80.0        | 70.0        | 60.0        | 50.0        | 99.0                             | 70.0           | 60.0           | 50.0          | 40.0           |
+| constant answer | – | –                          | 50.0        | 40.0        | 30.0        | 20.0        | –                                | 50.0           | 40.0           | 30.0          | 20.0           |"""
+
+
+def squeeze(text):
+    return [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if not line.startswith("|-")]
+
+
+def test_golden_table(tmp_path):
+    write_run(tmp_path / "a", "erm", 0, 0.6, 0.5)
+    write_run(tmp_path / "b", "erm", 1, 0.7, 0.6, oracle=0.9)
+    write_run(tmp_path / "c", "s2amsnet paper", 0, 0.8, 0.7)
+    made = tables.pair_tables(tables.collect([tmp_path]))
+    assert list(made) == ["A → B (percent, mean ± std over n seeds)",
+                          "A → B, epoch selected on the target's labels (oracle; not an honest score)"]
+    honest, oracle = made.values()
+    assert squeeze(tables.markdown(honest, "method")) == squeeze(GOLDEN)
+    assert not any("oracle" in column for column in honest) and list(oracle.index) == ["erm"]
+    assert oracle.loc["erm", "oracle: OA"] == "90.0" and oracle.loc["erm", "n"] == "1"
+
+
+def test_mean_and_sample_deviation():
+    assert tables.mean_std(pd.Series([0.5])) == "50.0"
+    assert tables.mean_std(pd.Series([0.1, 0.2, 0.3])) == "20.0 ± 10.0"
+
+
+def test_one_run_as_text(tmp_path):
+    write_run(tmp_path / "a", "erm", 3, 0.6, 0.5, oracle=0.7)
+    text = tables.run_table(RunFolder(tmp_path / "a"))
+    assert "seed 3" in text and "n=1" in text and "oracle; not an honest score" in text
+    assert "| y     | –        | 0      |" in text
+
+
+def test_no_runs_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="No finished run"):
+        tables.collect([tmp_path])

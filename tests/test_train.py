@@ -1,0 +1,236 @@
+"""Training end to end: records, protocol, resume, interruption, and errors that lose nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import main
+from conftest import same_state
+from datasets.writers import write_mat_v5
+from model.methods import REGISTRY
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError, NonFiniteLossError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def weights(run):
+    return checkpoint.load(run.checkpoint)["method"]["networks"]
+
+
+@pytest.mark.parametrize("words", [["--method", "erm"], ["--method", "erm_gain"], ["--recipe", "released"],
+                                   ["--recipe", "paper", "--batchnorm_statistics", "source", "--split", "blocks"]])
+def test_a_run_leaves_its_records(pair, tmp_path, capsys, words):
+    run = pair.run(*words, save_path=tmp_path / "runs")
+    records = run.records(run.epochs)
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert records[0]["losses"] and 0 <= records[0]["source_val"]["oa"] <= 1
+    about = run.read_run()
+    assert about["status"] == "done" and about["seed"] == 333 and about["versions"]["torch"] and about["backend"]
+    assert about["seconds"] > 0 and about["peak_memory_mib"] > 0
+    assert set(about["sha256"]) == {"field.mat", "field_gt.mat", "coast.mat", "coast_gt.mat"}
+    content = json.loads(run.evaluation.read_text())
+    assert set(content["rules"]) == {"last", "source-val"} and "oracle" not in content
+    for entry in content["rules"].values():
+        assert np.sum(entry["confusion"]) == entry["target"]["n"] == about["labelled_target_pixels"] == 7 * 24
+    assert content["rules"]["last"]["epoch"] == 2 and content["constant"]["kappa"] == 0
+    printed = capsys.readouterr().out
+    assert "source-val" in printed and "constant answer" in printed and "grass healthy" in printed
+
+
+def test_the_saved_config_repeats_the_run(pair, tmp_path):
+    first = pair.run("--recipe", "paper", save_path=tmp_path / "a")
+    second = main.train(["--config", str(first.config), "--save_path", str(tmp_path / "b")])
+    assert same_state(weights(first), weights(second))
+
+
+def test_seeds_matter(pair, tmp_path):
+    first, second = (pair.run("--seed", seed, save_path=tmp_path) for seed in ("1", "2"))
+    assert not same_state(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("words", [["--method", "erm", "--lr", "0.01", "--max_epoch", "6"], ["--recipe", "released"],
+                                   ["--recipe", "paper"]])
+def test_the_target_is_sealed(pair, tmp_path, scenes, words):
+    first = pair.run("--oracle", *words, save_path=tmp_path / "a")
+    labels, rng = scenes[1].labels.copy(), np.random.default_rng(0)
+    labels[labels > 0] = rng.permutation(labels[labels > 0])
+    write_mat_v5(pair.folder / "coast_gt.mat", {"map": labels})
+    second = pair.run("--oracle", *words, save_path=tmp_path / "b")
+    assert first.read_run()["sha256"]["coast_gt.mat"] != second.read_run()["sha256"]["coast_gt.mat"]
+    if "erm" in words:                      # trained far enough to be better than a constant answer
+        assert first.records(first.oracle) != second.records(second.oracle)
+    assert same_state(weights(first), weights(second))
+    for rule in ("last", "source-val"):
+        one, two = checkpoint.load(first.weights(rule)), checkpoint.load(second.weights(rule))
+        assert one["epoch"] == two["epoch"] and same_state(one, two)
+
+
+def test_oracle_has_a_record_of_its_own(pair, tmp_path):
+    run = pair.run("--oracle", save_path=tmp_path)
+    assert [record["epoch"] for record in run.records(run.oracle)] == [1, 2]
+    assert all("target" not in record for record in run.records(run.epochs))
+    content = json.loads(run.evaluation.read_text())
+    best = max(record["target"]["oa"] for record in run.records(run.oracle))
+    assert content["oracle"]["target"]["oa"] == best
+
+
+def test_a_run_without_a_target(pair, tmp_path):
+    run = pair.run("--target_name", "null", "--max_epoch", "1", save_path=tmp_path)
+    content = json.loads(run.evaluation.read_text())
+    assert "target" not in content["rules"]["last"] and run.read_run()["target"] is None
+
+
+@pytest.mark.parametrize("recipe", ["released", "paper"])
+def test_going_on_after_an_interruption_is_bit_identical(pair, tmp_path, monkeypatch, recipe):
+    whole = pair.run("--recipe", recipe, "--max_epoch", "3", save_path=tmp_path / "a")
+    plain, calls = REGISTRY["s2amsnet"].update, []
+
+    def interrupted(self, x, y):
+        calls.append(1)
+        if len(calls) == 5:                     # in the middle of epoch 2
+            raise KeyboardInterrupt
+        return plain(self, x, y)
+
+    monkeypatch.setattr(REGISTRY["s2amsnet"], "update", interrupted)
+    words = pair.words("--recipe", recipe, "--max_epoch", "3", "--save_path", str(tmp_path / "b"))
+    assert main.main(words) == 130
+    monkeypatch.setattr(REGISTRY["s2amsnet"], "update", plain)
+    folder = next((tmp_path / "b").iterdir())
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    run = main.train(["--resume", str(folder)])
+    assert same_state(weights(whole), weights(run))
+    assert [r["losses"] for r in whole.records(whole.epochs)] == [r["losses"] for r in run.records(run.epochs)]
+    assert [r["epoch"] for r in run.records(run.epochs)] == [1, 2, 3]
+    assert json.loads(whole.evaluation.read_text()) == json.loads(run.evaluation.read_text())
+
+
+def test_kill_nine_loses_nothing(pair, tmp_path):
+    words = pair.words("--max_epoch", "60", "--save_path", str(tmp_path / "b"))
+    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *words], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((tmp_path / "b").glob("*/epochs.jsonl")) and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    folder = next((tmp_path / "b").iterdir())
+    done = checkpoint.load(folder / "checkpoint.pt")["state"]["epoch"]
+    assert done < 60
+    run = main.train(["--resume", str(folder), "--max_epoch", str(done + 2)])
+    whole = pair.run("--max_epoch", str(done + 2), save_path=tmp_path / "a")
+    assert same_state(weights(whole), weights(run))
+    assert [r["epoch"] for r in run.records(run.epochs)] == list(range(1, done + 3))
+
+
+def test_a_record_cut_short_is_written_again(pair, tmp_path):
+    run = pair.run("--max_epoch", "1", save_path=tmp_path)
+    with open(run.epochs, "a") as file:
+        file.write('{"epoch": 2, "losses"')
+    run = main.train(["--resume", str(run.path), "--max_epoch", "2"])
+    assert [record["epoch"] for record in run.records(run.epochs)] == [1, 2]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(pair, tmp_path, monkeypatch):
+    plain, calls = REGISTRY["erm"].update, []
+
+    def breaking(self, x, y):
+        calls.append(1)
+        losses = plain(self, x, y)
+        return losses | {"ce": float("nan")} if len(calls) == 4 else losses
+
+    monkeypatch.setattr(REGISTRY["erm"], "update", breaking)
+    with pytest.raises(NonFiniteLossError, match=r"ce became nan in epoch 2, step 1.*holds epoch 1"):
+        pair.run("--method", "erm", save_path=tmp_path)
+    folder = next(tmp_path.glob("field-coast*"))
+    assert checkpoint.load(folder / "checkpoint.pt")["state"]["epoch"] == 1
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+
+def test_weights_that_are_not_finite_never_reach_the_checkpoint(pair, tmp_path, monkeypatch):
+    plain = REGISTRY["erm"].update
+
+    def breaking(self, x, y):
+        losses = plain(self, x, y)
+        with torch.no_grad():
+            self.discriminator.head.bias[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(REGISTRY["erm"], "update", breaking)
+    with pytest.raises(NonFiniteLossError, match="discriminator.head.bias .* epoch 1"):
+        pair.run("--method", "erm", "--batch_size", "500", save_path=tmp_path)          # one step per epoch
+    folder = next(tmp_path.glob("field-coast*"))
+    assert all(value.isfinite().all() for value in weights(main.open_run(folder)).values())
+
+
+def test_an_existing_run_is_never_overwritten(pair, tmp_path):
+    run = pair.run("--method", "erm", save_path=tmp_path)
+    before = run.checkpoint.read_bytes()
+    with pytest.raises(ConfigError, match=r"there already \(done\)"):
+        pair.run("--method", "erm", save_path=tmp_path)
+    assert run.checkpoint.read_bytes() == before
+
+
+def test_bad_input_is_one_line_and_leaves_no_folder(pair, tmp_path, capsys):
+    pair.change(pair.target, class_names=["a", "b"])
+    assert main.main(pair.words("--save_path", str(tmp_path / "runs"))) == 2
+    assert "2 class names" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert main.main(["--source_name", "Houston13", "--data_path", str(tmp_path)]) == 2
+    assert "SceneNotFoundError: Houston13.mat" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(pair, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        pair.run(save_path=tmp_path / "file")
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(pair, tmp_path):
+    run = pair.run("--method", "erm", save_path=tmp_path)
+    with pytest.raises(CheckpointError, match="cannot change lr, pro_dim"):
+        main.train(["--resume", str(run.path), "--lr", "0.1", "--pro_dim", "16"])
+    run.config.write_text(yaml.safe_dump(yaml.safe_load(run.config.read_text()) | {"lr": 0.5}))
+    with pytest.raises(CheckpointError, match=r"another configuration: lr \(0.001 there, 0.5 here\)"):
+        main.train(["--resume", str(run.path)])
+
+
+def test_a_damaged_checkpoint_is_named(pair, tmp_path):
+    run = pair.run("--method", "erm", save_path=tmp_path)
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="checkpoint.pt cannot be read.*truncated"):
+        main.train(["--resume", str(run.path)])
+
+
+def test_checkpoints_never_run_code(tmp_path):
+    torch.save({"state": Exploit()}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        checkpoint.load(tmp_path / "bad.pt")
+    assert not Exploit.ran
+
+
+class Exploit:
+    ran = False
+
+    def __reduce__(self):
+        return (exec, ("import test_train; test_train.Exploit.ran = True",))
+
+
+def test_tensorboard_curves_are_optional(pair, tmp_path):
+    run = pair.run("--method", "erm", "--tensorboard", "--log_interval", "1", save_path=tmp_path)
+    assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_a_machine_without_a_gpu_says_so(pair, tmp_path, caplog):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    pair.run("--method", "erm", "--gpu", "0", "--max_epoch", "1", save_path=tmp_path)
+    assert "running on the CPU" in caplog.text
