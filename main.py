@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 
+import utils.threads  # before torch
 import torch
 from tqdm import tqdm
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import numpy as np
 from datasets.readers import DATA_ROOT, find_description, load_scene, read_description
 from datasets.scene import Scene
 from datasets.simulate import write_pair
-from utils.errors import PairError
+from utils.errors import ConfigError, PairError
+
+SIMULATOR = ("simulate.py", "layout.py", "materials.py")
 
 
 def load_simulated_or_real(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
@@ -17,11 +21,30 @@ def load_simulated_or_real(name: str, data_path: str | None, severity: float, si
     if not read_description(find_description(name)).get("simulated"):
         return load_scene(name, data_path)
     root = Path(data_path) if data_path else DATA_ROOT / "Simulated"
-    folder = root / f"severity{severity:g}_seed{simulation_seed}"
-    if not (folder / "complete").exists():
-        write_pair(folder, severity, simulation_seed)
-        (folder / "complete").touch()
+    folder = root / f"severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
+    if not folder.exists():
+        _write_once(folder, severity, simulation_seed)
     return load_scene(name, str(folder))
+
+
+def simulator_version() -> str:
+    """Eight hex digits that change with the simulator's code, so that files of an older one are never read."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in SIMULATOR)).hexdigest()[:8]
+
+
+def _write_once(folder: Path, severity: float, simulation_seed: int) -> None:
+    """Write the pair beside its place and move it there whole; of several processes the first one wins."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as part:
+            write_pair(Path(part) / "pair", severity, simulation_seed)
+            (Path(part) / "pair").rename(folder)
+    except OSError as error:
+        if folder.exists():
+            return
+        raise ConfigError(f"The simulated pair cannot be written to {folder} ({error}). Choose a folder with "
+                          "--data_path.") from error
 
 
 def check_pair(source: Scene, target: Scene, patch_size: int) -> None:

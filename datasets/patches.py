@@ -26,8 +26,13 @@ class Augmentation:
 
 
 def place(cube: np.ndarray, device: torch.device) -> Tensor:
-    """A preprocessed cube [H, W, B] on the device as [B, H, W]; a pixel's spectrum stays contiguous in memory."""
-    return torch.from_numpy(cube).to(device).permute(2, 0, 1)
+    """A preprocessed cube [H, W, B] on the device as [B, H, W].
+
+    In memory it is laid out as the gather reads it fastest: band by band on a GPU, where neighbouring threads copy
+    neighbouring pixels, pixel by pixel on a CPU, which copies whole spectra.
+    """
+    placed = torch.from_numpy(cube).to(device).permute(2, 0, 1)
+    return placed.contiguous() if device.type == "cuda" else placed
 
 
 class PatchSampler:

@@ -155,8 +155,11 @@ def _observe(reflectance: np.ndarray, sunlight: np.ndarray, gap: DomainGap, rng:
     return np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max).astype(np.float32)
 
 
-def _simulate(name: str, gap: DomainGap, seed: int, scene_index: int) -> Scene:
-    """One scene; each purpose has its own generator, so that a change of one leaves the other draws alone."""
+def simulate_scene(name: str, gap: DomainGap, seed: int, scene_index: int) -> Scene:
+    """One scene under any gap: scene_index 0 has the layout of the pair's source, 1 that of its target.
+
+    Each purpose has its own generator, so that a change of one leaves the other draws alone.
+    """
     rng_layout, rng_labels, rng_materials, rng_sensor = (
         np.random.default_rng([seed, scene_index, purpose]) for purpose in range(4))
     layout = lay_out(SHAPE, rng_layout)
@@ -176,7 +179,7 @@ def simulate_pair(severity: float = 1.0, seed: int = 0) -> tuple[Scene, Scene]:
     gap = gap_at(severity)
     if seed < 0:
         raise ConfigError(f"The seed of the simulated pair is {seed}. Use 0 or a positive whole number.")
-    return _simulate("SimSource", DomainGap(), seed, 0), _simulate("SimTarget", gap, seed, 1)
+    return simulate_scene("SimSource", DomainGap(), seed, 0), simulate_scene("SimTarget", gap, seed, 1)
 
 
 def write_pair(folder: str | Path, severity: float = 1.0, seed: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import utils.threads  # before torch
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -1,12 +1,14 @@
 """Preprocessing and the checks of a pair."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from datasets import harmonize
 from datasets.harmonize import check_pair, load_simulated_or_real, preprocess
-from utils.errors import PairError
+from utils.errors import ConfigError, PairError
 
 
 def test_preprocessing_gives_unit_spectra_and_leaves_zero_ones():
@@ -38,12 +40,33 @@ def test_pairs_that_do_not_fit_are_refused(scenes):
         check_pair(source, target, 151)
 
 
-def test_the_simulated_pair_is_written_once_and_again_after_an_interruption(tmp_path):
+def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
     scene = load_simulated_or_real("SimSource", str(tmp_path), 1.0, 0)
-    folder = tmp_path / "severity1_seed0"
+    folder, = tmp_path.iterdir()
     written = (folder / "SimSource.mat").stat().st_mtime_ns
     load_simulated_or_real("SimTarget", str(tmp_path), 1.0, 0)
     assert (folder / "SimSource.mat").stat().st_mtime_ns == written
-    (folder / "complete").unlink()
-    again = load_simulated_or_real("SimSource", str(tmp_path), 1.0, 0)
+
+    def interrupted(path, severity, seed):
+        path.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harmonize, "write_pair", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_simulated_or_real("SimSource", str(tmp_path), 2.0, 0)
+    assert list(tmp_path.iterdir()) == [folder]
+    again = load_simulated_or_real("SimSource", str(tmp_path / "b"), 1.0, 0)
     assert again.sha256 == scene.sha256
+
+
+def test_several_processes_may_write_the_simulated_pair(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        scenes = list(pool.map(lambda _: load_simulated_or_real("SimSource", str(tmp_path), 1.0, 1), range(3)))
+    assert len(list(tmp_path.iterdir())) == 1 and len({str(scene.sha256) for scene in scenes}) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        load_simulated_or_real("SimSource", str(tmp_path / "file"), 1.0, 0)

@@ -55,7 +55,7 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
             rows += _run_rows(RunFolder(path.parent))
     if not rows:
         raise UserError(f"No finished run below {', '.join(map(str, folders))}.")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values(["pair", "method", "seed"], kind="stable", ignore_index=True)
 
 
 def _run_rows(run: RunFolder) -> list[dict[str, Any]]:

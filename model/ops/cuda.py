@@ -29,8 +29,8 @@ def unavailable_reason(device: torch.device) -> str | None:
     try:
         import cupy
         from cupy.cuda.compiler import CompileException
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error})"
+    except ImportError as error:                     # CuPy wraps the cause into a page of advice
+        return f"CuPy cannot be imported ({str(error.__cause__ or error).strip().partition(chr(10))[0]})"
     if not hasattr(cupy.cuda.Stream, "from_external") or not hasattr(torch.cuda.Stream, "__cuda_stream__"):
         return (f"CuPy {cupy.__version__} and PyTorch {torch.__version__} cannot share a stream, as CuPy from 14 on "
                 "and a PyTorch of its time can")
