@@ -1,8 +1,8 @@
 """S²AMSnet: train on one labelled hyperspectral scene, map scenes never seen.
 
     python main.py --source_name Houston13 --target_name Houston18 --patch_size 13 --training_sample_ratio 0.8
-    python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, figures, parity,
-                                         sweep, tables, prepare
+    python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, export, figures,
+                                         parity, sweep, tables, prepare
 """
 
 from __future__ import annotations

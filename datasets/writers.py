@@ -1,4 +1,4 @@
-"""Writers of MATLAB v5 and v7.3 files, in the layout that MATLAB itself uses."""
+"""Writers: MATLAB v5 and v7.3 files, in the layout that MATLAB itself uses, and class maps as GeoTIFF."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import rasterio
 import scipy.io
+from rasterio.transform import Affine
+
+from datasets.scene import Scene
+from utils.errors import ConfigError
 
 _HEADER_BYTES = 116       # text part of both file headers (MATLAB "MAT-File Format", level 5)
 _V73_BLOCK = 512          # MATLAB puts its header in a user block before the HDF5 data
@@ -34,6 +39,23 @@ def write_mat_v73(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
             data.attrs["MATLAB_class"] = np.bytes_(kind)
     _stamp(part, "MATLAB 7.3 MAT-file, HDF5 schema 1.00 .", bytes(8) + b"\x00\x02IM")
     os.replace(part, path)
+
+
+def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tuple[str, ...]) -> None:
+    """Write a class map [H, W] (1..K) of a scene as GeoTIFF with the scene's georeference and the class names as tags,
+    atomically.  Raises ConfigError where it cannot be written."""
+    place = scene.georeference
+    extra = {} if place is None else {"crs": place.crs, "transform": Affine(*place.transform)}
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with rasterio.open(part, "w", driver="GTiff", height=prediction.shape[0], width=prediction.shape[1], count=1,
+                           dtype=prediction.dtype, compress="deflate", **extra) as file:
+            file.write(prediction, 1)
+            file.update_tags(**{f"class_{k}": name for k, name in enumerate(class_names, 1)})
+        os.replace(part, path)
+    except (OSError, rasterio.errors.RasterioIOError) as error:
+        raise ConfigError(f"The map {path} cannot be written ({error}). Choose another --out.") from error
 
 
 def _stamp(path: Path, text: str, tail: bytes = b"") -> None:

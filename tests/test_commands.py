@@ -9,7 +9,9 @@ import yaml
 from PIL import Image
 
 import main
+from conftest import same_state
 from datasets.readers import load_scene
+from utils import checkpoint, released
 from utils.records import RunFolder
 
 
@@ -54,6 +56,45 @@ def test_predict_keeps_the_georeference_of_a_new_scene(run, pair, tmp_path, scen
     assert main.main(["evaluate", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml")]) == 2
 
 
+def test_released_checkpoints_are_written_and_read_bit_by_bit(run, pair, tmp_path, capsys):
+    path = tmp_path / "best.pth"
+    assert main.main(["export", "--run", str(run.path), "--out", str(path)]) == 0
+    ours, theirs = checkpoint.load(run.weights("last"))["discriminator"], checkpoint.load(path)
+    assert list(theirs) == ["Discriminator"] and "Spectral_Weight_1.f_inv_12.conv1.conv.weight" in theirs["Discriminator"]
+    state, task, width = released.read_weights(path)
+    assert same_state(state, dict(ours)) and (task.bands, task.n_classes, task.patch_size, width) == (48, 7, 5, 8)
+    capsys.readouterr()
+    assert main.main(["evaluate", "--run", str(run.path)]) == 0
+    assert main.main(["evaluate", "--weights", str(path), "--scene", str(pair.target), "--kernel_activation", "none"]) == 0
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "OA" in line]
+    assert first.split(": OA")[1] == second.split(": OA")[1]
+    maps = []
+    for words in (["--run", str(run.path)], ["--weights", str(path), "--kernel_activation", "none"]):
+        out = tmp_path / f"map{len(maps)}.tif"
+        assert main.main(["predict", *words, "--scene", str(pair.target), "--out", str(out)]) == 0
+        with rasterio.open(out) as file:
+            maps.append(file.read(1))
+    np.testing.assert_array_equal(*maps)
+
+
+def test_weights_that_do_not_fit_are_named(run, pair, tmp_path, capsys):
+    path = tmp_path / "best.pth"
+    main.main(["export", "--run", str(run.path), "--out", str(path)])
+    words = ["evaluate", "--weights", str(path), "--scene", str(pair.target)]
+    content = checkpoint.load(path)["Discriminator"]
+    for spoil, message in ((lambda s: s.pop("fc1.weight"), "fc1.weight"), (lambda s: s.update(x=s["fc1.bias"]), "holds x"),
+                           (lambda s: s.pop("Weight_Alpha"), "lacks branch_logits"),
+                           (lambda s: s.update({"fc1.bias": s["fc1.bias"][:-1]}), "shape")):
+        spoiled = dict(content)
+        spoil(spoiled)
+        checkpoint.save(path, {"Discriminator": spoiled})
+        assert main.main(words) == 2
+        assert message in capsys.readouterr().err
+    checkpoint.save(path, {"model": content})
+    assert main.main(words) == 2 and "no 'Discriminator'" in capsys.readouterr().err
+    assert main.main(["evaluate"]) == 2 and "either --run" in capsys.readouterr().err
+
+
 def test_figures_of_a_run(run, capsys):
     before = run.checkpoint.read_bytes()
     assert main.main(["figures", str(run.path)]) == 0
@@ -85,7 +126,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("train", "evaluate", "predict", "figures", "parity", "sweep", "tables", "prepare"):
+    for command in ("train", "evaluate", "predict", "export", "figures", "parity", "sweep", "tables", "prepare"):
         with pytest.raises(SystemExit) as stop:
             main.main([command, "--help"])
         assert stop.value.code == 0 and "usage" in capsys.readouterr().out.lower()

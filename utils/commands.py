@@ -1,4 +1,4 @@
-"""The commands beside `train`: evaluate, predict, figures, parity, sweep, tables, prepare."""
+"""The commands beside `train`: evaluate, predict, export, figures, parity, sweep, tables, prepare."""
 
 from __future__ import annotations
 
@@ -8,96 +8,145 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
-import rasterio
-from rasterio.transform import Affine
+import torch
 from jsonargparse import ArgumentParser
 
 from datasets.benchmark import BENCHMARK
-from datasets.harmonize import check_pair, preprocess
+from datasets.harmonize import check_pair, check_patch, preprocess
 from datasets.prepare import prepare as prepare_pair
 from datasets.readers import DATA_ROOT
-from utils import figures, parity as recorded, tables as table_maker
-from utils.config import parse_command
-from utils.errors import ConfigError, UserError
+from datasets.scene import Scene
+from datasets.writers import write_map
+from model.methods import Method, method_class
+from utils import checkpoint, figures, parity as recorded, released, tables as table_maker
+from utils.config import TrainConfig, check, parse_command
+from utils.errors import CheckpointError, ConfigError, UserError
 from utils.metrics import scores
 from utils.predict import confusion_of, map_scene
 from utils.records import open_run
-from utils.run_figures import LoadedRun, draw_run, load_run
-from utils.session import read_scene, scene_sampler
+from utils.run_figures import draw_run, load_run
+from utils.seeding import Streams
+from utils.session import choose_device, read_scene, scene_sampler
 from utils.sweep import SweepConfig, run_sweep
 
 
 @dataclass
-class RunChoice:
-    """A finished run applied to a scene.
+class Choice:
+    """Trained weights applied to a scene: those of a finished run, or a checkpoint of the released code.
 
     Args:
         run: run folder.
+        weights: best.pth of the released code, in place of a run.
         scene: registered name or path of a scene file; null = the run's own target.
         rule: selection rule whose weights are used.
+        kernel_activation: how the networks of --weights were trained: 'relu' as the released code, 'none' as the paper.
         data_path: folder of the scene's files, where it differs from the run's.
         gpu: CUDA device number; -1 = CPU; null = as the run.
-        out: (predict) file for the map: .tif keeps the georeference; null = NAME_map.tif in the run folder.
+        out: (predict) file for the map, a GeoTIFF; null = NAME_map.tif in the run folder, or here.
     """
 
-    run: str
+    run: Optional[str] = None
+    weights: Optional[str] = None
     scene: Optional[str] = None
     rule: Literal["last", "source-val"] = "last"
+    kernel_activation: Literal["relu", "none"] = "relu"
     data_path: Optional[str] = None
     gpu: Optional[int] = None
     out: Optional[str] = None
 
 
-def _chosen(words: list[str], command: str) -> tuple[RunChoice, LoadedRun, object]:
-    choice = parse_command(RunChoice, words, command)
+@dataclass
+class Applied:
+    """A method ready to predict a scene, and the class names of its outputs."""
+
+    method: Method
+    config: TrainConfig
+    device: torch.device
+    scene: Scene
+    class_names: tuple[str, ...]
+
+
+def _apply(choice: Choice) -> Applied:
+    if (choice.run is None) == (choice.weights is None):
+        raise ConfigError("Give either --run RUN_FOLDER or --weights best.pth.")
+    return _apply_run(choice) if choice.run else _apply_weights(choice)
+
+
+def _apply_run(choice: Choice) -> Applied:
     loaded = load_run(open_run(choice.run), choice.rule, choice.gpu, None if choice.scene else choice.data_path)
+    scene = loaded.data.target
+    if choice.scene is not None:
+        if choice.data_path is not None:
+            loaded.config.data_path = choice.data_path
+        scene = read_scene(loaded.config, choice.scene)
+        check_pair(loaded.data.source, scene, loaded.config.patch_size)
+    if scene is None:
+        raise ConfigError(f"{choice.run} was trained without a target; name a scene with --scene.")
+    return Applied(loaded.method, loaded.config, loaded.device, scene, loaded.data.source.class_names)
+
+
+def _apply_weights(choice: Choice) -> Applied:
     if choice.scene is None:
-        if loaded.data.target is None:
-            raise ConfigError(f"{choice.run} was trained without a target; name a scene with --scene.")
-        return choice, loaded, loaded.data.target
-    if choice.data_path is not None:
-        loaded.config.data_path = choice.data_path
-    scene = read_scene(loaded.config, choice.scene)
-    check_pair(loaded.data.source, scene, loaded.config.patch_size)
-    return choice, loaded, scene
+        raise ConfigError("--weights needs a scene to apply them to: --scene NAME.")
+    path = Path(choice.weights)
+    state, task, width = released.read_weights(path)
+    config = check(TrainConfig(method="erm", pro_dim=width, patch_size=task.patch_size, data_path=choice.data_path,
+                               kernel_activation=choice.kernel_activation))
+    device = choose_device(0 if choice.gpu is None else choice.gpu)
+    scene = read_scene(config, choice.scene)
+    check_patch(scene, config.patch_size)
+    if (scene.bands, scene.n_classes) != (task.bands, task.n_classes):
+        raise CheckpointError(f"{path} is for {task.bands} bands and {task.n_classes} classes; {scene.name} has "
+                              f"{scene.bands} bands and {scene.n_classes} classes.")
+    method = method_class("erm")(task, config, Streams(0, device)).to(device)
+    checkpoint.load_discriminator(method.discriminator, state, path)
+    return Applied(method, config, device, scene, scene.class_names)
 
 
 def evaluate(words: list[str]) -> None:
-    """Score a run's weights on a labelled scene."""
-    choice, loaded, scene = _chosen(words, "evaluate")
-    sampler = scene_sampler(scene, loaded.config, loaded.device)
+    """Score trained weights on a labelled scene."""
+    choice = parse_command(Choice, words, "evaluate", evaluate.__doc__)
+    applied = _apply(choice)
+    sampler = scene_sampler(applied.scene, applied.config, applied.device)
     if not len(sampler):
-        raise ConfigError(f"{scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
-    names = loaded.data.source.class_names
-    result = scores(confusion_of(loaded.method, sampler, len(names)))
-    print(f"{scene.name}, weights of rule {choice.rule}: OA {100 * result.oa:.2f}  AA {100 * result.aa:.2f}  "
+        raise ConfigError(f"{applied.scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
+    result = scores(confusion_of(applied.method, sampler, len(applied.class_names)))
+    origin = choice.weights or f"{choice.run}, rule {choice.rule}"
+    print(f"{applied.scene.name}, weights of {origin}: OA {100 * result.oa:.2f}  AA {100 * result.aa:.2f}  "
           f"kappa {100 * result.kappa:.2f}  macro-F1 {100 * result.macro_f1:.2f}  ({result.n} pixels)")
-    for name, accuracy in zip(names, result.per_class):
+    for name, accuracy in zip(applied.class_names, result.per_class):
         print(f"  {name:<34} {table_maker.MISSING if accuracy is None else f'{100 * accuracy:.2f}'}")
 
 
 def predict(words: list[str]) -> None:
-    """Map a whole scene; writes a GeoTIFF (classes 1..K, the names in its tags) and a picture beside it."""
-    choice, loaded, scene = _chosen(words, "predict")
-    path = Path(choice.out) if choice.out else loaded.run.path / f"{scene.name}_map.tif"
-    names = loaded.data.source.class_names
-    prediction = map_scene(loaded.method, preprocess(scene.cube), loaded.config.patch_size, loaded.device,
-                           loaded.config.backend)
-    place = scene.georeference
-    extra = {} if place is None else {"crs": place.crs, "transform": Affine(*place.transform)}
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(part, "w", driver="GTiff", height=prediction.shape[0], width=prediction.shape[1], count=1,
-                           dtype=prediction.dtype, compress="deflate", **extra) as file:
-            file.write(prediction, 1)
-            file.update_tags(**{f"class_{k}": name for k, name in enumerate(names, 1)})
-        part.replace(path)
-    except (OSError, rasterio.errors.RasterioIOError) as error:
-        raise ConfigError(f"{path} cannot be written ({error}). Choose another --out.") from error
-    picture = figures.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, names, scene.name)
+    """Map a whole scene; writes a GeoTIFF (classes 1..K, their names in its tags) and a picture beside it."""
+    choice = parse_command(Choice, words, "predict", predict.__doc__)
+    applied = _apply(choice)
+    scene = applied.scene
+    path = Path(choice.out) if choice.out else Path(choice.run or ".") / f"{scene.name}_map.tif"
+    prediction = map_scene(applied.method, preprocess(scene.cube), applied.config.patch_size, applied.device,
+                           applied.config.backend)
+    write_map(path, prediction, scene, applied.class_names)
+    picture = figures.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, applied.class_names, scene.name)
     figures.save(picture, path.with_suffix(".png"))
     print(f"{path}\n{path.with_suffix('.png')}")
+
+
+def export(words: list[str]) -> None:
+    """Write a run's discriminator as the released code's best.pth: {'Discriminator': state_dict} under its names."""
+    parser = ArgumentParser(prog="main.py export", description=export.__doc__)
+    parser.add_argument("--run", required=True, help="run folder")
+    parser.add_argument("--rule", choices=["last", "source-val"], default="last", help="selection rule")
+    parser.add_argument("--out", type=Optional[Path], default=None, help="file to write; default: best.pth in the run folder")
+    choice = parser.parse_args(words)
+    run = open_run(choice.run)
+    path = choice.out or run.path / "best.pth"
+    weights = checkpoint.load(run.weights(choice.rule))
+    try:
+        released.export(path, weights["discriminator"])
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
+    print(path)
 
 
 def draw(words: list[str]) -> None:
@@ -179,5 +228,5 @@ def prepare(words: list[str]) -> None:
 
 
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
-    "evaluate": evaluate, "predict": predict, "figures": draw, "parity": parity, "sweep": sweep, "tables": tables,
+    "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "sweep": sweep, "tables": tables,
     "prepare": prepare}

@@ -17,7 +17,7 @@ from model.methods import Task
 from model.s2amsnet import S2AMSnet
 from model.settings import Settings, resolve_switches
 from utils.errors import UserError
-from utils.released import our_discriminator_name, our_generator_name
+from utils.released import released_discriminator_name, released_generator_name
 from utils.seeding import Streams
 
 CONFIG_KEYS = ("n_bands", "generator_channels", "discriminator_channels", "patch_size", "batch", "classes", "lr",
@@ -26,7 +26,8 @@ LIMIT_KEYS = ("forward", "first_losses", "later_losses", "gradients", "final_log
               "final_discriminator", "final_mmirn")
 LOSS_KEYS = ("loss_min", "loss_max", "mi", "consistency_min", "consistency_max", "ce")
 NETWORKS = ("generator", "discriminator", "mmirn")
-_OUR_NAME = {"generator": our_generator_name, "discriminator": our_discriminator_name, "mmirn": lambda name: name}
+_RELEASED_NAME = {"generator": released_generator_name, "discriminator": released_discriminator_name,
+                  "mmirn": lambda name: name}
 
 
 class ParityFileError(UserError):
@@ -88,25 +89,16 @@ class Recording:
         return value
 
     def network(self, group: str, network: str, into: torch.nn.Module, kind: str) -> dict[str, Tensor]:
-        """The tensors of one network under our names; every parameter ('gradient') or state entry ('state') of
-        `into` must be there with its shape."""
-        found = {}
-        for name, value in self.tensors.items():
-            if name.startswith(f"{group}/"):
-                ours = _OUR_NAME[network](name[len(group) + 1:])
-                if ours is not None:
-                    found[ours] = (name, value)
+        """The tensors of one network under our names: every parameter of `into` ('gradient'; those that have none in
+        exact arithmetic may be missing) or all its state ('state')."""
         wanted = dict(into.named_parameters()) if kind == "gradient" else into.state_dict()
+        found = {}
         for ours, like in wanted.items():
-            if kind == "gradient" and no_gradient(ours, network, self.config["layers"]) and ours not in found:
-                continue
-            if ours not in found and not ours.endswith(".filt"):
-                raise ParityFileError(f"{self.path} lacks {group}/… for {network}'s {ours}.")
-            if ours in found and found[ours][1].shape != like.shape:
-                name, value = found[ours]
-                raise ParityFileError(f"{self.path}: {name} has shape {tuple(value.shape)}, its config says "
-                                      f"{tuple(like.shape)}.")
-        return {ours: found[ours][1] for ours in wanted if ours in found}
+            name = f"{group}/{_RELEASED_NAME[network](ours)}"
+            optional = kind == "gradient" and no_gradient(ours, network, self.config["layers"])
+            if name in self.tensors or not optional:
+                found[ours] = self.get(name, tuple(like.shape))
+        return found
 
     def batch(self, group: str) -> tuple[Tensor, Tensor, Tensor]:
         """x, y and noise of a group."""

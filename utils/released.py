@@ -1,69 +1,78 @@
-"""Names: between the released code's state dicts and ours."""
+"""The released code's state dicts: their names in ours, its checkpoints read and written."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-_BRANCHES = [
-    (r"Spectral_Weight_(\d)\.f_inv_12\.", r"stages.\1.spectral.involution."),
-    (r"Spectral_Weight_(\d)\.f_inv_11\.", r"stages.\1.spectral.conv."),
-    (r"Spectral_Weight_(\d)\.bn_h\.", r"stages.\1.spectral_norm."),
-    (r"Spatial_Weight_(\d)\.Conv_weight\.", r"stages.\1.spatial.conv."),
-    (r"Spatial_Weight_(\d)\.bn_h\.", r"stages.\1.spatial_norm."),
-]
-_DISCRIMINATOR = _BRANCHES + [(r"Weight_Alpha$", "branch_logits"), (r"fc1\.", "fc."), (r"cls_head_src\.", "head.")]
-_GENERATOR = _BRANCHES + [(r"Weight_Alpha\d$", "output_logits"), (r"AdaIN\d\.", "adain.0."), (r"bn\d\.", "norm."),
-                          (r"generate\d\.", "decoder.")]
-_NETWORKS = {"Net1": "a", "Net2": "b"}
+from model.discriminator import Discriminator
+from model.methods import Task
+from utils import checkpoint
+from utils.errors import CheckpointError
+
+KEY = "Discriminator"                   # its best.pth is {'Discriminator': state_dict}
+
+_STAGE = {"spectral.involution.": "Spectral_Weight_{}.f_inv_12.", "spectral.conv.": "Spectral_Weight_{}.f_inv_11.",
+          "spectral_norm.": "Spectral_Weight_{}.bn_h.", "spatial.conv.": "Spatial_Weight_{}.Conv_weight.",
+          "spatial_norm.": "Spatial_Weight_{}.bn_h."}
+_DISCRIMINATOR = {"branch_logits": "Weight_Alpha", "fc.": "fc1.", "head.": "cls_head_src."}
+_GENERATOR = {"output_logits": "Weight_Alpha{}", "adain.0.": "AdaIN{}.", "norm.": "bn{}.", "decoder.": "generate{}."}
+_NETWORK = {"a": 1, "b": 2}             # our generator -> the number in Net1, AdaIN1, Spectral_Weight_11, …
 
 
-def our_discriminator_name(name: str) -> str | None:
-    """A released discriminator name in ours: Spectral_Weight_1.f_inv_11.weight -> stages.0.spectral.conv.weight."""
-    return _translate(name, _DISCRIMINATOR)
+def released_discriminator_name(name: str) -> str:
+    """stages.0.spectral.conv.weight -> Spectral_Weight_1.f_inv_11.weight."""
+    if match := re.match(r"stages\.(\d)\.(.+)", name):
+        return _renamed(match[2], _STAGE, int(match[1]) + 1)
+    return _renamed(name, _DISCRIMINATOR, "")
 
 
-def our_generator_name(name: str) -> str | None:
-    """A released generator name (Net1.…, Net2.…) in that of our ModuleDict (a.…, b.…); None for the branch norms, which
-    its generators hold but never call."""
+def released_generator_name(name: str) -> str:
+    """a.stages.0.spectral.conv.weight -> Net1.Spectral_Weight_11.f_inv_11.weight (a generator under recipe `released`)."""
     network, rest = name.split(".", 1)
-    if ".bn_h." in rest:
-        return None
-    translated = _translate(re.sub(r"^(Spectral|Spatial)_Weight_\d(\d)", r"\1_Weight_\2", rest), _GENERATOR)
-    return translated and f"{_NETWORKS[network]}.{translated}"
+    number = _NETWORK[network]
+    if match := re.match(r"stages\.(\d)\.(.+)", rest):
+        return f"Net{number}." + _renamed(match[2], _STAGE, f"{number}{int(match[1]) + 1}")
+    return f"Net{number}." + _renamed(rest, _GENERATOR, number)
 
 
-def released_discriminator_names(ours: Iterable[str]) -> dict[str, str]:
-    """Our discriminator names -> the released ones, for `export`."""
-    table = {}
-    for name in ours:
-        match = re.match(r"stages\.(\d)\.(.+)", name)
-        if match:
-            stage, rest = int(match[1]) + 1, match[2]
-            for part, released in (("spectral.involution.", f"Spectral_Weight_{stage}.f_inv_12."),
-                                   ("spectral.conv.", f"Spectral_Weight_{stage}.f_inv_11."),
-                                   ("spectral_norm.", f"Spectral_Weight_{stage}.bn_h."),
-                                   ("spatial.conv.", f"Spatial_Weight_{stage}.Conv_weight."),
-                                   ("spatial_norm.", f"Spatial_Weight_{stage}.bn_h.")):
-                if rest.startswith(part):
-                    table[name] = released + rest[len(part):]
-        else:
-            table[name] = re.sub(r"^fc\.", "fc1.", re.sub(r"^head\.", "cls_head_src.", name)) \
-                .replace("branch_logits", "Weight_Alpha")
-    return table
+def _renamed(name: str, table: dict[str, str], number: int | str) -> str:
+    for ours, theirs in table.items():
+        if name.startswith(ours):
+            return theirs.format(number) + name[len(ours):]
+    raise KeyError(f"{name} has no counterpart in the released code")
 
 
-def translate(state: dict[str, Tensor], rename) -> dict[str, Tensor]:
-    """A state dict under new names; entries that `rename` maps to None are dropped."""
-    return {new: value for name, value in state.items() if (new := rename(name)) is not None}
+def export(path: Path, state: dict[str, Tensor]) -> None:
+    """Write our discriminator's state dict as the released code's best.pth."""
+    checkpoint.save(path, {KEY: {released_discriminator_name(name): value for name, value in state.items()}})
 
 
-def _translate(name: str, table: list[tuple[str, str]]) -> str | None:
-    for pattern, ours in table:
-        if match := re.match(pattern, name):
-            if "stages" in ours:
-                ours = ours.replace(r"\1", str(int(match[1]) - 1))
-            return ours + name[match.end():]
-    return None
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
+    """A released best.pth -> (state dict under our names, the sizes that its tensors tell, its width d).
+
+    Tensors only are loaded, never code.  Raises CheckpointError where it is missing, damaged or something else.
+    """
+    content = checkpoint.load(path)
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of the released code: it holds no '{KEY}'.")
+    theirs = content[KEY]
+    try:
+        width, bands = theirs["Spectral_Weight_1.f_inv_11.weight"].shape[:2]
+        inputs, classes = theirs["fc1.weight"].shape[1], theirs["cls_head_src.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its '{KEY}' lacks {error}.") from error
+    patch_size = 2 * math.isqrt(inputs // width) + 1
+    ours = {released_discriminator_name(name): name for name in _our_names(bands, classes, patch_size, width)}
+    if extra := sorted(theirs.keys() - ours.keys()):
+        raise CheckpointError(f"{path}: '{KEY}' holds {extra[0]}, which this discriminator does not have.")
+    return {ours[name]: value for name, value in theirs.items()}, Task(bands, classes, patch_size), width
+
+
+def _our_names(bands: int, classes: int, patch_size: int, width: int) -> list[str]:
+    with torch.device("meta"):
+        return list(Discriminator(bands, classes, patch_size, width).state_dict())
