@@ -76,6 +76,8 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
     steps = data.train.epoch_length(config.batch_size)
     curves = Curves(run.path / "tensorboard" if config.tensorboard else None, config.log_interval)
     interactive = sys.stderr.isatty()
+    if state["epoch"] == 0 and not run.diagnostics.exists():
+        diagnose(run, config, data, method, 0)
     with tqdm(total=config.max_epoch * steps, initial=state["epoch"] * steps, unit="step", dynamic_ncols=True,
               mininterval=0.2 if interactive else PATIENT_BAR) as bar:
         for epoch in range(state["epoch"] + 1, config.max_epoch + 1):
@@ -90,6 +92,7 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
             record = {"epoch": epoch, "losses": mean(losses), "seconds": time.perf_counter() - started, "steps": steps}
             evaluate_epoch(run, config, data, method, record, state)
             run.append(run.epochs, record)
+            diagnose(run, config, data, method, epoch)
             curves.scores(record, epoch * steps)
             state |= {"epoch": epoch, "seconds": state["seconds"] + time.perf_counter() - started}
             save_state(run, config, method, streams, state)
@@ -110,6 +113,13 @@ def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Meth
             confusion = confusion_of(method, data.test, n_classes)
             run.append(run.oracle, {"epoch": record["epoch"], "target": scores(confusion).as_dict(),
                                     "confusion": confusion.tolist()})
+
+
+def diagnose(run: RunFolder, config: TrainConfig, data: Data, method: Method, epoch: int) -> None:
+    """Record what training looks like from inside, on one batch of clean source patches."""
+    x, _ = next(data.train.in_order(config.batch_size, config.batch_size))
+    if found := method.diagnostics(x):
+        run.append(run.diagnostics, {"epoch": epoch, **found})
 
 
 def save_weights(run: RunFolder, method: Method, rule: str, epoch: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from model.generator import NOISE_DIM, STAGES, Generator
 from model.losses import kl_consistency, mutual_information, released_consistency
-from model.methods.base import Method, Task, as_floats, frozen, seeded_initialisation
+from model.methods.base import Method, Task, as_floats, buffers_kept, frozen, seeded_initialisation
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.settings import Settings
@@ -148,6 +148,23 @@ class S2AMSnet(Method):
         if not pairs:
             return None
         return sum(self.consistency_term(logits[augmented], logits[mixed]) for augmented, mixed in pairs)
+
+    def diagnostics(self, x: Tensor) -> dict[str, float]:
+        """Norms of the gradients that the max step's terms (before their weights) give the generators; and how far the
+        generated domains are from x: ratio of root mean squares, mean cosine between patches."""
+        parameters = list(self.generators.parameters())
+        noise = torch.randn((len(self.names) * STAGES, len(x), NOISE_DIM), generator=torch.Generator().manual_seed(0))
+        with buffers_kept(self):
+            self.train()
+            domains = self.generate(x, self.noise_scale * noise.to(x.device), [0.5] * len(self.names))
+            found = {}
+            for name, term in self.max_terms(x, domains).items():
+                gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+                found[f"gradient_{name}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+            for name in self.names:
+                found[f"rms_ratio_{name}"] = domains[name].square().mean().sqrt() / x.square().mean().sqrt()
+                found[f"cosine_{name}"] = functional.cosine_similarity(domains[name].flatten(1), x.flatten(1)).mean()
+        return as_floats(found)
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

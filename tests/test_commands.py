@@ -114,9 +114,20 @@ def test_figures_of_a_control_without_a_target(pair, tmp_path):
 
 def test_tables_are_printed_and_written(run, capsys):
     assert main.main(["tables", str(run.path.parent)]) == 0
-    text = (run.path.parent / "table.md").read_text()
+    text = (run.path.parent / "pairs.md").read_text()
     assert "s2amsnet paper" in text and "field → coast" in text and "constant answer" in capsys.readouterr().out
     assert len((run.path.parent / "runs.csv").read_text().splitlines()) == 4       # heading, last, source-val, oracle
+
+
+def test_gradient_norms_are_recorded_and_tabled(run, capsys):
+    records = run.records(run.diagnostics)
+    assert [record["epoch"] for record in records] == [0, 1, 2]
+    assert all(record["gradient_mi"] > 0 and record["gradient_consistency_max"] > 0 for record in records)
+    assert main.main(["tables", str(run.path.parent), "--layout", "gradients"]) == 0
+    printed = capsys.readouterr().out
+    assert "s2amsnet paper, start" in printed and "s2amsnet paper, end" in printed
+    ratio = records[0]["gradient_mi"] / records[0]["gradient_consistency_max"]
+    assert f"{ratio:.1e}" in (run.path.parent / "gradients.md").read_text()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
@@ -151,7 +162,7 @@ def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
     after = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
     assert after[0] > times[0] and after[1] == times[1]
     capfd.readouterr()
-    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--show", "true"]) == 0
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--show"]) == 0
     commands = capfd.readouterr().out.splitlines()
     assert len(commands) == 2 and all("--seed 1" in command for command in commands)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from datasets.scene import Scene
 from datasets.writers import write_map
 from model.methods import Method, method_class
 from utils import checkpoint, figures, parity as recorded, released, tables as table_maker
-from utils.config import TrainConfig, check, parse_command
+from utils.config import TrainConfig, check, parse_command, tidy
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.metrics import scores
 from utils.predict import confusion_of, map_scene
-from utils.records import open_run
+from utils.records import open_run, write_text
 from utils.run_figures import draw_run, load_run
 from utils.seeding import Streams
 from utils.session import choose_device, read_scene, scene_sampler
@@ -177,18 +178,21 @@ def parity(words: list[str]) -> int:
 
 
 def tables(words: list[str]) -> None:
-    """Print the tables of all finished runs below the given folders, and write them as Markdown and CSV."""
+    """Print the tables of all finished runs below the given folders, and write them as Markdown (and the runs as CSV)."""
     parser = ArgumentParser(prog="main.py tables", description=tables.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--layout", choices=["pairs", "gradients"], default="pairs",
+                        help="scores per pair and selection rule, or gradient norms at start and end of training")
     parser.add_argument("--out", type=Optional[Path], default=None,
-                        help="folder for table.md and runs.csv; default: the first folder given")
+                        help="folder for LAYOUT.md and runs.csv; default: the first folder given")
     choice = parser.parse_args(words)
     runs = table_maker.collect(choice.runs)
-    text = "\n\n".join(f"**{title}**\n\n{table_maker.markdown(table, 'method')}"
-                       for title, table in table_maker.pair_tables(runs).items())
+    made = table_maker.pair_tables(runs) if choice.layout == "pairs" else {
+        "Gradients on the generators, geometric means over n seeds": table_maker.gradient_table(choice.runs)}
+    text = "\n\n".join(f"**{title}**\n\n{table_maker.markdown(table, 'method')}" for title, table in made.items())
     out = choice.out or Path(choice.runs[0])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(f"{text}\n\nMade by `python main.py tables {' '.join(words)}`\n")
+    write_text(out / f"{choice.layout}.md", f"{text}\n\nMade by `python main.py tables {shlex.join(words)}`\n")
     runs.to_csv(out / "runs.csv", index=False)
     print(text)
 
@@ -198,17 +202,8 @@ def sweep(words: list[str]) -> int:
     parser = ArgumentParser(prog="main.py sweep", description=sweep.__doc__)
     parser.add_argument("file", type=Path, help="sweep file (configs/sweep)")
     parser.add_class_arguments(SweepConfig)
-    choice = parser.instantiate(parser.parse_args(_listed(words))).as_dict()
+    choice = parser.instantiate(parser.parse_args(tidy(words, SweepConfig))).as_dict()
     return run_sweep(choice.pop("file"), SweepConfig(**choice))
-
-
-def _listed(words: list[str]) -> list[str]:
-    """`--seeds 0 1 2` as jsonargparse's `--seeds [0,1,2]`."""
-    if "--seeds" not in words:
-        return words
-    start = words.index("--seeds") + 1
-    end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
-    return words[:start] + ["[" + ",".join(words[start:end]).strip("[]") + "]"] + words[end:]
 
 
 def prepare(words: list[str]) -> None:

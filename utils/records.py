@@ -30,6 +30,7 @@ class RunFolder:
         self.path = Path(path)
         self.config, self.run = self.path / "config.yaml", self.path / "run.json"
         self.epochs, self.oracle = self.path / "epochs.jsonl", self.path / "oracle.jsonl"
+        self.diagnostics = self.path / "diagnostics.jsonl"
         self.evaluation, self.figures = self.path / "evaluation.json", self.path / "figures"
         self.checkpoint = self.path / "checkpoint.pt"
 
@@ -64,7 +65,7 @@ class RunFolder:
 
     def cut_records(self, last_epoch: int) -> None:
         """Drop what was recorded after the checkpoint's epoch, so that going on does not record it twice."""
-        for path in (self.epochs, self.oracle):
+        for path in (self.epochs, self.oracle, self.diagnostics):
             if path.exists():
                 kept = [record for record in self.records(path) if record["epoch"] <= last_epoch]
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -13,6 +13,7 @@ import torch
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.methods import Method
+from model.methods.base import buffers_kept
 from utils import checkpoint, figures
 from utils.config import TrainConfig, parse_train
 from utils.records import RunFolder
@@ -136,12 +137,10 @@ def _patches(loaded: LoadedRun, title: str):
 def _generated(method: Method, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """The method's versions of patches, its networks in training mode as they were when they made them, their
     running statistics left as they are."""
-    buffers = {name: value.clone() for name, value in method.named_buffers()}
-    method.train()
-    views = method.generated_views(x)
+    with buffers_kept(method):
+        method.train()
+        views = method.generated_views(x)
     method.eval()
-    for name, value in method.named_buffers():
-        value.copy_(buffers[name])
     return views
 
 

@@ -29,7 +29,7 @@ class SweepConfig:
     Args:
         seeds: seeds in place of the sweep file's.
         save_path: folder of the runs in place of the sweep file's.
-        show: print the commands, for any scheduler, and run nothing (flag --show true).
+        show: print the commands, for any scheduler, and run nothing.
     """
 
     seeds: Optional[list[int]] = None

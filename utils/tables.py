@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
@@ -79,6 +80,33 @@ def pair_tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if len(oracle):
             tables[f"{pair}, epoch selected on the target's labels (oracle; not an honest score)"] = _summary(oracle)
     return tables
+
+
+def gradient_table(folders: list[str | Path]) -> pd.DataFrame:
+    """Norms of the gradients that the MI and the consistency term give the generators, and the generated domains'
+    distance from the source, at the start and at the end of training: geometric means over runs, per method."""
+    rows = []
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("diagnostics.jsonl")):
+            run = RunFolder(path.parent)
+            first, last = (lambda records: (records[0], records[-1]))(run.records(path))
+            rows += [{"method": run.read_run()["label"], "when": when, "seed": run.read_run()["seed"], **record}
+                     for when, record in (("start", first), ("end", last))]
+    if not rows:
+        raise UserError(f"No run with diagnostics below {', '.join(map(str, folders))}.")
+    table = {}
+    for (method, when), runs in pd.DataFrame(rows).groupby(["method", "when"], sort=False):
+        mean = runs.drop(columns=["method", "when", "seed", "epoch"]).apply(lambda v: np.exp(np.log(v.abs()).mean()))
+        mi, consistency = mean.get("gradient_mi", np.nan), mean.get("gradient_consistency_max", np.nan)
+        table[f"{method}, {when}"] = {
+            "n": str(runs["seed"].nunique()), "‖∇MI‖": f"{mi:.1e}", "‖∇C‖": f"{consistency:.1e}",
+            "ratio": f"{mi / consistency:.1e}", "rms x̂ / rms x (a, b)": _two(mean, "rms_ratio", "{:.2f}"),
+            "|cos(x̂, x)| (a, b)": _two(mean, "cosine", "{:.2f}")}
+    return pd.DataFrame.from_dict(table, orient="index").replace({"nan": MISSING})
+
+
+def _two(values: pd.Series, name: str, form: str) -> str:
+    return ", ".join(form.format(values[key]) for key in (f"{name}_a", f"{name}_b") if key in values)
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:

@@ -54,6 +54,10 @@ class Method(nn.Module):
         """What the method makes of source patches, for figures: name -> [N, B, P, P]; empty where it makes nothing."""
         return {}
 
+    def diagnostics(self, x: Tensor) -> dict[str, float]:
+        """What training looks like from inside, on source patches x [N, B, P, P]; leaves every state as it is."""
+        return {}
+
     def add_optimiser(self, name: str, *networks: nn.Module) -> torch.optim.Adam:
         """Adam over the networks' parameters (each once), kept under `name`."""
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
@@ -64,13 +68,11 @@ class Method(nn.Module):
     def evaluating(self, clean: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
         """Evaluation mode; with batchnorm_statistics 'source' the discriminator's BatchNorm statistics are those of
         the clean source batches inside, and the training ones again afterwards."""
-        buffers = {name: value.clone() for name, value in self.discriminator.named_buffers()}
-        if self.settings.batchnorm_statistics == "source":
-            reestimate_statistics(self.discriminator, clean)
-        self.eval()
-        yield
-        for name, value in self.discriminator.named_buffers():
-            value.copy_(buffers[name])
+        with buffers_kept(self.discriminator):
+            if self.settings.batchnorm_statistics == "source":
+                reestimate_statistics(self.discriminator, clean)
+            self.eval()
+            yield
 
     def training_state(self) -> dict[str, Any]:
         """Networks, optimisers and gradients: all that the next `update` depends on, but for the random streams.
@@ -108,6 +110,17 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in network.parameters():
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Whatever happens to the network's buffers (running statistics) inside, afterwards they are as before."""
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, value in network.named_buffers():
+            value.copy_(before[name])
 
 
 def reestimate_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
