@@ -14,7 +14,6 @@ import sys
 import time
 
 import utils.threads  # before torch
-import torch
 from tqdm import tqdm
 
 from model.methods import Method
@@ -46,7 +45,7 @@ def train(argv: list[str]) -> RunFolder:
     method = build_method(config, data.source, streams, device)
     if config.resume:
         run = open_run(config.resume)
-        state = restore(run, config, method, streams, device)
+        state = restore(run, config, method, streams)
     else:
         run = RunFolder.create(config, run_name(config))
         state = {"epoch": 0, "seconds": 0.0, "best": None}
@@ -65,7 +64,7 @@ def train(argv: list[str]) -> RunFolder:
     except NonFiniteLossError as error:
         run.update_run(status="failed", error=str(error))
         raise
-    score_run(run, method, data, checkpoint.load(run.checkpoint, device))
+    score_run(run, method, data, checkpoint.load(run.checkpoint))
     run.update_run(status="done", seconds=state["seconds"], peak_memory_mib=peak_memory_mib(device))
     print(run_table(run))
     return run
@@ -131,9 +130,9 @@ def save_state(run: RunFolder, config: TrainConfig, method: Method, streams: Str
                                      "method": method.training_state(), "streams": streams.state_dict()})
 
 
-def restore(run: RunFolder, config: TrainConfig, method: Method, streams: Streams, device: torch.device) -> dict:
+def restore(run: RunFolder, config: TrainConfig, method: Method, streams: Streams) -> dict:
     """Bring method and streams to the checkpoint's state; drop records of epochs after it."""
-    saved = checkpoint.load(run.checkpoint, device)
+    saved = checkpoint.load(run.checkpoint)
     checkpoint.check_configuration(run.checkpoint, saved["config"], config)
     method.load_training_state(saved["method"])
     streams.load_state_dict(saved["streams"])

@@ -1,6 +1,8 @@
 """Tables come from records only; a golden table fixes their form."""
 
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -62,3 +64,23 @@ def test_one_run_as_text(tmp_path):
 def test_no_runs_is_an_error(tmp_path):
     with pytest.raises(UserError, match="No finished run"):
         tables.collect([tmp_path])
+
+
+def test_a_table_is_put_between_its_marks(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("above <!-- demo/pairs -->old<!-- /demo/pairs --> below")
+    tables.insert(path, "demo/pairs", "| new |")
+    assert path.read_text() == "above <!-- demo/pairs -->\n| new |\n<!-- /demo/pairs --> below"
+    with pytest.raises(UserError, match="switches/pairs"):
+        tables.insert(path, "switches/pairs", "")
+
+
+def test_tables_in_the_readme_are_those_under_figure():
+    root = Path(__file__).resolve().parent.parent
+    readme = (root / "README.md").read_text()
+    names = re.findall(r"<!-- (\w+/\w+) -->", readme)
+    assert names
+    for name in names:
+        shown = readme.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
+        made = (root / "figure" / f"{name}.md").read_text().partition("\n\nMade by")[0]
+        assert shown == made

@@ -234,3 +234,12 @@ def test_a_machine_without_a_gpu_says_so(pair, tmp_path, caplog):
         pytest.skip("this machine has a GPU")
     pair.run("--method", "erm", "--gpu", "0", "--max_epoch", "1", save_path=tmp_path)
     assert "running on the CPU" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recipe", ["released", "paper"])
+def test_a_run_on_a_gpu_resumes_and_is_evaluated_on_the_cpu(pair, tmp_path, recipe):
+    run = pair.run("--gpu", "0", "--recipe", recipe, "--max_epoch", "1", save_path=tmp_path / "a")
+    run = main.train(["--resume", str(run.path), "--max_epoch", "2"])
+    assert run.read_run()["status"] == "done" and [r["epoch"] for r in run.records(run.epochs)] == [1, 2]
+    assert main.main(["evaluate", "--run", str(run.path), "--gpu", "-1"]) == 0

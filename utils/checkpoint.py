@@ -23,12 +23,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a file of `save` (weights only).  Raises CheckpointError where it is missing or damaged."""
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of `save` onto the CPU (weights only); the networks and optimisers that take it move what they need.
+
+    Raises CheckpointError where it is missing or damaged.
+    """
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist.")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated, or hold more than tensors "
                               f"({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error

@@ -185,6 +185,9 @@ def tables(words: list[str]) -> None:
                         help="scores per pair and selection rule, or gradient norms at start and end of training")
     parser.add_argument("--out", type=Optional[Path], default=None,
                         help="folder for LAYOUT.md and runs.csv; default: the first folder given")
+    parser.add_argument("--insert", type=Optional[Path], default=None,
+                        help="Markdown file whose part between <!-- NAME --> and <!-- /NAME --> the tables replace, "
+                             "NAME being FOLDER/LAYOUT of --out")
     choice = parser.parse_args(words)
     runs = table_maker.collect(choice.runs)
     made = table_maker.pair_tables(runs) if choice.layout == "pairs" else {
@@ -194,6 +197,8 @@ def tables(words: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{choice.layout}.md", f"{text}\n\nMade by `python main.py tables {shlex.join(words)}`\n")
     runs.to_csv(out / "runs.csv", index=False)
+    if choice.insert:
+        table_maker.insert(choice.insert, f"{out.name}/{choice.layout}", text)
     print(text)
 
 

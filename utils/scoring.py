@@ -22,7 +22,7 @@ def score_run(run: RunFolder, method: Method, data: Data, state: dict[str, Any])
     records = run.records(run.epochs)
     content: dict[str, Any] = {"rules": {}}
     for rule in RULES:
-        weights = checkpoint.load(run.weights(rule.name), next(method.parameters()).device)
+        weights = checkpoint.load(run.weights(rule.name))
         checkpoint.load_discriminator(method.discriminator, weights["discriminator"], run.weights(rule.name))
         record = next(r for r in records if r["epoch"] == weights["epoch"])
         content["rules"][rule.name] = {"epoch": weights["epoch"], "source_val": record["source_val"]}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
-from utils.records import RunFolder
+from utils.records import RunFolder, write_text
 
 SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ", "macro_f1": "F1"}
 MISSING = "–"
@@ -141,3 +141,13 @@ def markdown(table: pd.DataFrame, index: str) -> str:
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
     return "\n".join(lines)
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError where they are missing."""
+    content = path.read_text()
+    before, begin, rest = content.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (begin and end):
+        raise UserError(f"{path} has no part between <!-- {name} --> and <!-- /{name} --> to put the table into.")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
