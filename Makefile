@@ -22,7 +22,7 @@ $(VENV)/ready: requirements.txt
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
 	$(RUN) -m pip uninstall --quiet --yes opencv-python
-	$(RUN) -m pip install --quiet --force-reinstall --no-deps opencv-python-headless
+	$(RUN) -m pip install --quiet --force-reinstall --no-deps opencv-python-headless==5.0.0.93
 	touch $@
 
 clean:

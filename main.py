@@ -25,7 +25,7 @@ from utils.predict import confusion_of
 from utils.records import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
 from utils.scoring import score_run
 from utils.seeding import Streams
-from utils.selection import SOURCE_VAL
+from utils.selection import RULES
 from utils.session import Data, augmentation, backend_of, build_method, choose_device, load_data
 from utils.tables import run_table
 from utils.tracking import Curves
@@ -42,21 +42,19 @@ def train(argv: list[str]) -> RunFolder:
     device = choose_device(config.gpu)
     streams = Streams(config.seed, device)
     data = load_data(config, device, streams.split)
-    method = build_method(config, data.source, streams, device)
+    method = build_method(config, data.task, streams, device)
     if config.resume:
         run = open_run(config.resume)
-        state = restore(run, config, method, streams)
+        state = restore(run, config, data, method, streams)
     else:
         run = RunFolder.create(config, run_name(config))
-        state = {"epoch": 0, "seconds": 0.0, "best": None}
-        save_state(run, config, method, streams, state)
-    run.update_run(status="running", label=run_label(config), source=data.source.name,
-                   target=data.target and data.target.name, seed=config.seed, sha256=data.sha256,
-                   labelled_target_pixels=len(data.test) if data.test else 0, classes=list(data.source.class_names),
-                   **environment(device, backend_of(config, device)))
+        state = {"epoch": 0, "seconds": 0.0, "selected": {}}
+        save_state(run, config, data, method, streams, state)
+    run.begin(config, data, environment(device, backend_of(config, device)))
     log.info("%s, seed %d -> %s", run_label(config), config.seed, run.path)
     try:
         fit(run, config, data, method, streams, state)
+        score_run(run, method, data, state["selected"])
     except KeyboardInterrupt:
         run.update_run(status="interrupted")
         log.warning("Interrupted. All finished epochs are saved; go on with: python main.py --resume %s", run.path)
@@ -64,7 +62,6 @@ def train(argv: list[str]) -> RunFolder:
     except NonFiniteLossError as error:
         run.update_run(status="failed", error=str(error))
         raise
-    score_run(run, method, data, checkpoint.load(run.checkpoint))
     run.update_run(status="done", seconds=state["seconds"], peak_memory_mib=peak_memory_mib(device))
     print(run_table(run))
     return run
@@ -94,20 +91,20 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
             diagnose(run, config, data, method, epoch)
             curves.scores(record, epoch * steps)
             state |= {"epoch": epoch, "seconds": state["seconds"] + time.perf_counter() - started}
-            save_state(run, config, method, streams, state)
+            save_state(run, config, data, method, streams, state)
     curves.close()
 
 
 def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Method, record: dict, state: dict) -> None:
-    """Score source validation (and with --oracle the target, into a record of its own); keep the best weights."""
-    n_classes = data.source.n_classes
+    """Score source validation (and with --oracle the target, into a record of its own); keep what each rule selects."""
+    n_classes = data.task.n_classes
     with method.evaluating(data.train.in_order(config.batch_size, CLEAN_PATCHES)):
         record["source_val"] = scores(confusion_of(method, data.val, n_classes)).as_dict()
-        if SOURCE_VAL.improves(record, state["best"]):
-            state["best"] = {"epoch": record["epoch"], "source_val": record["source_val"]}
-            save_weights(run, method, SOURCE_VAL.name, record["epoch"])
-        if record["epoch"] == config.max_epoch:
-            save_weights(run, method, "last", record["epoch"])
+        for rule in RULES:
+            if rule.improves(record, state["selected"].get(rule.name)):
+                weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
+                state["selected"][rule.name] = {"epoch": record["epoch"], "source_val": record["source_val"],
+                                                "discriminator": weights}
         if config.oracle:
             confusion = confusion_of(method, data.test, n_classes)
             run.append(run.oracle, {"epoch": record["epoch"], "target": scores(confusion).as_dict(),
@@ -121,22 +118,23 @@ def diagnose(run: RunFolder, config: TrainConfig, data: Data, method: Method, ep
         run.append(run.diagnostics, {"epoch": epoch, **found})
 
 
-def save_weights(run: RunFolder, method: Method, rule: str, epoch: int) -> None:
-    checkpoint.save(run.weights(rule), {"epoch": epoch, "discriminator": method.discriminator.state_dict()})
-
-
-def save_state(run: RunFolder, config: TrainConfig, method: Method, streams: Streams, state: dict) -> None:
-    checkpoint.save(run.checkpoint, {"config": checkpoint.configuration(config), "state": state,
+def save_state(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams,
+               state: dict) -> None:
+    checkpoint.save(run.checkpoint, {"config": checkpoint.configuration(config), "data": data.sha256,
+                                     "class_names": list(data.source.class_names), "bands": data.task.bands,
+                                     "device": data.train.cube.device.type, "state": state,
                                      "method": method.training_state(), "streams": streams.state_dict()})
 
 
-def restore(run: RunFolder, config: TrainConfig, method: Method, streams: Streams) -> dict:
+def restore(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams) -> dict:
     """Bring method and streams to the checkpoint's state; drop records of epochs after it."""
     saved = checkpoint.load(run.checkpoint)
     checkpoint.check_configuration(run.checkpoint, saved["config"], config)
+    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.source.class_names, data.train.cube.device.type)
     method.load_training_state(saved["method"])
     streams.load_state_dict(saved["streams"])
     run.cut_records(saved["state"]["epoch"])
+    run.write_config(config)
     log.info("Going on with %s after epoch %d.", run.path, saved["state"]["epoch"])
     return saved["state"]
 

@@ -18,7 +18,7 @@ SIMULATOR = ("simulate.py", "layout.py", "materials.py")
 
 def load_simulated_or_real(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
     """A scene by name; the embedded simulated ones are written to disk first where they are missing."""
-    if not read_description(find_description(name)).get("simulated"):
+    if not read_description(find_description(name)).simulated:
         return load_scene(name, data_path)
     root = Path(data_path) if data_path else DATA_ROOT / "Simulated"
     folder = root / f"severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
@@ -49,17 +49,22 @@ def _write_once(folder: Path, severity: float, simulation_seed: int) -> None:
 
 def check_pair(source: Scene, target: Scene, patch_size: int) -> None:
     """Raise PairError where the two scenes cannot share a network.  Reads no target label."""
-    if source.bands != target.bands:
-        raise PairError(f"{source.name} has {source.bands} bands, {target.name} has {target.bands}. Resample one of "
-                        "them to the other's wavelengths and save it as a scene of its own.")
-    if extra := [name for name in target.class_names if name not in source.class_names]:
-        raise PairError(f"{target.name} has classes that {source.name} lacks: {', '.join(extra)}. A model trained on "
-                        f"{source.name} cannot predict them: remove them from the target's label map.")
-    if target.class_names != source.class_names[:target.n_classes]:
-        raise PairError(f"{source.name} and {target.name} number their classes differently: "
-                        f"{list(source.class_names)} and {list(target.class_names)}. Use the source's order.")
+    check_fit(target, source.bands, source.class_names, source.name)
     check_patch(source, patch_size)
     check_patch(target, patch_size)
+
+
+def check_fit(scene: Scene, bands: int, class_names: tuple[str, ...], trained_on: str) -> None:
+    """Raise PairError where a scene has other bands or classes than what a network is trained on."""
+    if bands != scene.bands:
+        raise PairError(f"{trained_on}: {bands} bands; {scene.name}: {scene.bands} bands. Resample one of them to the "
+                        "other's wavelengths and save it as a scene of its own.")
+    if extra := [name for name in scene.class_names if name not in class_names]:
+        raise PairError(f"{scene.name} has classes that {trained_on} lacks: {', '.join(extra)}. They cannot be predicted: "
+                        f"remove them from {scene.name}'s label map.")
+    if scene.class_names != class_names[:scene.n_classes]:
+        raise PairError(f"{trained_on} and {scene.name} number their classes differently: {list(class_names)} and "
+                        f"{list(scene.class_names)}. Use the first order.")
 
 
 def check_patch(scene: Scene, patch_size: int) -> None:

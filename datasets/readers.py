@@ -16,14 +16,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
+from argparse import ArgumentError
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Optional, Union
 
 import h5py
 import numpy as np
 import rasterio
 import scipy.io
 import yaml
+from jsonargparse import ArgumentParser
 from rasterio.errors import RasterioIOError
 from scipy.io.matlab import MatReadError
 
@@ -35,9 +39,29 @@ log = logging.getLogger(__name__)
 
 SCENE_CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "scene"
 DATA_ROOT = Path("datasets")
-_REQUIRED = {"name", "cube", "class_names"}
-_ALLOWED = _REQUIRED | {"folder", "labels", "wavelengths", "rgb_bands", "simulated"}
-_DAMAGED = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, zlib.error)
+_DAMAGED = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, NotImplementedError, zlib.error)
+
+
+@dataclass
+class FileEntry:
+    """A file, and in it the variable's name where it is a MATLAB file."""
+
+    file: str
+    key: Optional[str] = None
+
+
+@dataclass
+class SceneFile:
+    """What a scene file may hold; see the module's first lines."""
+
+    name: str
+    cube: FileEntry
+    class_names: list[str]
+    folder: Optional[str] = None
+    labels: Optional[FileEntry] = None
+    wavelengths: Union[FileEntry, list[float], list[tuple[float, float, int]], None] = None
+    rgb_bands: Optional[tuple[int, int, int]] = None
+    simulated: bool = False
 
 
 def read_mat(path: Path, key: str) -> np.ndarray:
@@ -51,13 +75,14 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     if h5py.is_hdf5(path):
         return _read_mat_v73(path, key)
     try:
-        content = scipy.io.loadmat(path)
+        content = {name: value for name, value in scipy.io.loadmat(path).items() if not name.startswith("__")}
     except _DAMAGED as error:
-        raise SceneFormatError(f"{path} cannot be read as a MATLAB file ({error}). It may be truncated: "
-                               "compare its size with the original and copy it again.") from error
+        raise _damaged(path, error) from error
+    if not content:
+        raise _damaged(path, "it holds no variable")
     if key not in content:
-        raise _wrong_key(path, key, [name for name in content if not name.startswith("__")])
-    return content[key]
+        raise _wrong_key(path, key, content)
+    return _numbers(path, key, content[key])
 
 
 def _read_mat_v73(path: Path, key: str) -> np.ndarray:
@@ -65,13 +90,25 @@ def _read_mat_v73(path: Path, key: str) -> np.ndarray:
         with h5py.File(path, "r") as file:
             if key not in file:
                 raise _wrong_key(path, key, [name for name in file if not name.startswith("#")])
-            return np.ascontiguousarray(file[key][()].T)
+            if not isinstance(file[key], h5py.Dataset):
+                raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
+            return _numbers(path, key, np.ascontiguousarray(file[key][()].T))
     except (OSError, RuntimeError) as error:
-        raise SceneFormatError(f"{path} cannot be read as a MATLAB v7.3 (HDF5) file ({error}). It may be truncated: "
-                               "compare its size with the original and copy it again.") from error
+        raise _damaged(path, error) from error
 
 
-def _wrong_key(path: Path, key: str, present: list[str]) -> SceneFormatError:
+def _damaged(path: Path, reason: Exception | str) -> SceneFormatError:
+    return SceneFormatError(f"{path} cannot be read as a MATLAB file ({reason}). It may be truncated: compare its size "
+                            "with the original and copy it again.")
+
+
+def _numbers(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "biuf" or array.size == 0:
+        raise SceneFormatError(f"{path}: '{key}' holds {array.dtype} {array.shape}, expected an array of real numbers.")
+    return array
+
+
+def _wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
     return SceneFormatError(f"{path} has no variable '{key}'; it holds {', '.join(sorted(present)) or 'nothing'}. "
                             "Set the right key in the scene file.")
 
@@ -87,7 +124,10 @@ def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | N
         with rasterio.open(path) as file:
             array = np.moveaxis(file.read(), 0, 2)
             if file.nodata is not None:
-                array = np.where(array == file.nodata, array.dtype.type(0) if nodata == 0 else np.float32(nodata), array)
+                missing = array == file.nodata        # 0 may also be a dark pixel's value in single bands
+                missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
+                array = array.astype(np.float32)
+                array[missing] = nodata
             place = Georeference(file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else None
     except RasterioIOError as error:
         raise SceneFormatError(f"{path} cannot be read as a raster image ({error}).") from error
@@ -107,34 +147,38 @@ def find_description(name: str) -> Path:
                              "(README, \"Your own scenes\").")
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """A scene file as a dictionary, its keys checked."""
+def read_description(path: Path) -> SceneFile:
+    """A scene file, every key and type checked.  Raises SceneFormatError that names what is wrong."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SceneFormatError(f"{path} is not valid YAML: {error}") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SceneFormatError(f"{path} is not a valid YAML text file: {error}") from error
     if not isinstance(content, dict):
         raise SceneFormatError(f"{path} must hold key: value pairs (see configs/scene for examples).")
-    if missing := sorted(_REQUIRED - content.keys()):
-        raise SceneFormatError(f"{path} lacks {', '.join(missing)}.")
-    if unknown := sorted(content.keys() - _ALLOWED):
-        raise SceneFormatError(f"{path} has unknown keys: {', '.join(unknown)}; allowed are "
-                               f"{', '.join(sorted(_ALLOWED))}.")
-    for part in ("cube", "labels"):
-        if part in content and not (isinstance(content[part], dict) and "file" in content[part]):
-            raise SceneFormatError(f"{path}: '{part}' must name a file, as in {part}: {{file: scene.mat, key: map}}.")
-    return content
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SceneFile)
+    try:
+        entry = SceneFile(**parser.instantiate(parser.parse_object(content)).as_dict())
+    except ArgumentError as error:
+        raise SceneFormatError(f"{path} is not a scene file (see configs/scene for examples): {error}") from error
+    if not entry.class_names or len(set(entry.class_names)) < len(entry.class_names):
+        raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike.")
+    if isinstance(entry.wavelengths, FileEntry) and entry.wavelengths.key is None:
+        raise SceneFormatError(f"{path}: wavelengths need the variable's name, as in {{file: scene.mat, key: wavelength}}.")
+    return entry
 
 
-def data_folder(description: dict[str, Any], path: Path, data_path: str | None) -> Path:
-    """Where a scene's files are: --data_path (or the pair's folder in it), else ./datasets/<pair>, else beside the
-    scene file."""
-    folder = description.get("folder")
-    first = description["cube"]["file"]
+def data_folder(entry: SceneFile, path: Path, data_path: str | None) -> Path:
+    """Where a scene's files are: beside a user's own scene file; else --data_path (or the pair's folder in it); else
+    ./datasets/<pair>."""
+    own = path.parent != SCENE_CONFIGS
+    if own and (path.parent / entry.cube.file).exists():
+        return path.parent
     if data_path is not None:
         given = Path(data_path)
-        return given / folder if folder and not (given / first).exists() and (given / folder).is_dir() else given
-    return DATA_ROOT / folder if folder else path.parent
+        nested = given / entry.folder if entry.folder else given
+        return nested if not (given / entry.cube.file).exists() and nested.is_dir() else given
+    return DATA_ROOT / entry.folder if entry.folder else path.parent
 
 
 def load_scene(name: str, data_path: str | None = None) -> Scene:
@@ -144,49 +188,48 @@ def load_scene(name: str, data_path: str | None = None) -> Scene:
     Raises SceneNotFoundError or SceneFormatError with what to do.
     """
     path = find_description(name)
-    content = read_description(path)
-    folder = data_folder(content, path, data_path)
+    entry = read_description(path)
+    folder = data_folder(entry, path, data_path)
     digests: dict[str, str] = {}
-    cube, place = _read_part(content, "cube", folder, digests)
+    cube, place = _read_part(entry, "cube", folder, digests)
     if cube.ndim != 3:
-        raise SceneFormatError(f"{folder / content['cube']['file']}: the cube has {cube.ndim} dimensions "
+        raise SceneFormatError(f"{folder / entry.cube.file}: the cube has {cube.ndim} dimensions "
                                f"{cube.shape}, expected height × width × bands. Check its key in {path}.")
-    if "labels" in content:
-        labels = _as_labels(_read_part(content, "labels", folder, digests)[0], folder / content["labels"]["file"])
+    if entry.labels is not None:
+        labels = _as_labels(_read_part(entry, "labels", folder, digests)[0], folder / entry.labels.file)
     else:
         labels = np.zeros(cube.shape[:2], np.int64)
-    cube, labels = _drop_broken(content["name"], cube, labels)
-    wavelengths = _wavelengths(content.get("wavelengths"), folder)
-    scene = Scene(content["name"], cube, labels, tuple(map(str, content["class_names"])), wavelengths,
-                  tuple(content.get("rgb_bands") or _default_rgb(cube.shape[2])), place, digests)
+    cube, labels = _drop_broken(entry.name, cube, labels)
+    scene = Scene(entry.name, cube, labels, tuple(entry.class_names), _wavelengths(entry.wavelengths, folder),
+                  tuple(entry.rgb_bands or _default_rgb(cube.shape[2])), place, digests)
     if scene.name in BENCHMARK:
         for difference in check_scene(scene.name, scene.cube.shape, scene.class_counts().tolist()):
             log.warning("%s (other variants of these files circulate; numbers may differ)", difference)
     return scene
 
 
-def _read_part(content: dict[str, Any], part: str, folder: Path, digests: dict[str, str]):
-    entry = content[part]
-    path = folder / entry["file"]
+def _read_part(entry: SceneFile, part: str, folder: Path, digests: dict[str, str]
+               ) -> tuple[np.ndarray, Georeference | None]:
+    source: FileEntry = getattr(entry, part)
+    path = folder / source.file
     if not path.is_file():
-        raise SceneNotFoundError(_where_to_get(content, path))
+        raise SceneNotFoundError(_where_to_get(entry, path))
     if path.suffix.lower() == ".mat":
-        if "key" not in entry:
-            raise SceneFormatError(f"{content['name']}: '{part}' needs the variable's name in {path.name}, as in "
+        if source.key is None:
+            raise SceneFormatError(f"{entry.name}: '{part}' needs the variable's name in {path.name}, as in "
                                    f"{part}: {{file: {path.name}, key: ori_data}}.")
-        array, place = read_mat(path, entry["key"]), None
+        array, place = read_mat(path, source.key), None
     else:
         array, place = read_raster(path, nodata=np.nan if part == "cube" else 0)
     digests[path.name] = sha256(path)
     return array, place
 
 
-def _where_to_get(content: dict[str, Any], path: Path) -> str:
+def _where_to_get(entry: SceneFile, path: Path) -> str:
     message = f"{path.name} is not in {path.parent}. "
-    if content["name"] in BENCHMARK:
-        pair = content["folder"]
-        return message + (f"Put the {pair} pair there (python main.py prepare {pair.lower()}; README, \"Data\"), say "
-                          "where it is with --data_path, or try --config configs/simulated.yaml.")
+    if entry.name in BENCHMARK:
+        return message + (f"Put the {entry.folder} pair there (python main.py prepare {entry.folder.lower()}; README, "
+                          "\"Data\"), say where it is with --data_path, or try --config configs/simulated.yaml.")
     return message + ("Say with --data_path where the scene's files are, or correct the file name in its scene file; "
                       "--config configs/simulated.yaml runs without any download.")
 
@@ -213,12 +256,12 @@ def _drop_broken(name: str, cube: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     return cube, labels
 
 
-def _wavelengths(entry: Any, folder: Path) -> np.ndarray | None:
-    if entry is None:
+def _wavelengths(entry: FileEntry | list | None, folder: Path) -> np.ndarray | None:
+    if not entry:
         return None
-    if isinstance(entry, dict):
-        return read_mat(folder / entry["file"], entry["key"]).ravel().astype(np.float64)
-    if all(isinstance(piece, list) for piece in entry):
+    if isinstance(entry, FileEntry):
+        return read_mat(folder / entry.file, entry.key).ravel().astype(np.float64)
+    if isinstance(entry[0], (tuple, list)):
         return np.concatenate([np.linspace(first, last, count) for first, last, count in entry])
     return np.asarray(entry, np.float64)
 

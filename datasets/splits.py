@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,10 @@ from sklearn.model_selection import train_test_split
 from datasets.scene import Scene
 from utils.errors import ConfigError
 
-_BLOCK_SIZES = (32, 24, 16, 12, 8)    # pixels; smaller blocks are tried where larger ones cannot serve every class
-_TRIES = 20                           # random block orders per size
+log = logging.getLogger(__name__)
+
+_BLOCK_SIZES = (32, 24, 16, 12, 8)    # pixels
+_TRIES = 12                           # random choices of blocks per size
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.
 def _split_random(scene: Scene, ratio: float, patch_size: int, rng: np.random.Generator) -> Split:
     positions, classes = labelled_pixels(scene.labels)
     index = np.arange(len(classes))
-    if min(round(len(index) * ratio), len(index) - round(len(index) * ratio)) < scene.n_classes:
+    if min(int(len(index) * ratio), len(index) - int(len(index) * ratio)) < scene.n_classes:
         raise ConfigError(f"A split of {len(index)} labelled pixels at training_sample_ratio {ratio} leaves a side with "
                           f"fewer pixels than classes ({scene.n_classes}).")
     train, val = train_test_split(index, train_size=ratio, stratify=classes,
@@ -69,32 +72,46 @@ def _split_random(scene: Scene, ratio: float, patch_size: int, rng: np.random.Ge
 
 
 def _split_blocks(scene: Scene, ratio: float, patch_size: int, rng: np.random.Generator) -> Split:
+    """Of many random choices of blocks, the one whose shares of each class come nearest to the ratio."""
     positions, classes = labelled_pixels(scene.labels)
+    total, best, least = np.bincount(classes), None, np.inf
     for size in _BLOCK_SIZES:
         for _ in range(_TRIES):
             held = _hold_blocks(positions, classes, size, 1 - ratio, rng)
             train = ~held & ~_near(scene.shape, positions, held, patch_size - 1)
-            if all((classes[part] == k).any() for part in (train, held) for k in range(scene.n_classes)):
-                return Split(positions[train], classes[train], positions[held], classes[held])
-    raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class lies in "
-                      "one clump. Use a smaller --patch_size or --split random.")
+            shares = [np.bincount(classes[part], minlength=len(total)) / total for part in (train, held)]
+            distance = (np.abs(shares[0] / ratio - 1) + np.abs(shares[1] / (1 - ratio) - 1)).mean()
+            if min(shares[0].min(), shares[1].min()) > 0 and distance < least:
+                best, least = (train, held), distance
+    if best is None:
+        raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class lies "
+                          "in one clump. Use a smaller --patch_size or --split random.")
+    train, held = best
+    level = logging.WARNING if train.mean() < ratio / 2 else logging.INFO
+    log.log(level, "%s in blocks: %.0f %% of the labelled pixels train, %.0f %% are held out, %.0f %% lie between them",
+            scene.name, 100 * train.mean(), 100 * held.mean(), 100 * (1 - train.mean() - held.mean()))
+    return Split(positions[train], classes[train], positions[held], classes[held])
 
 
 def _hold_blocks(positions: np.ndarray, classes: np.ndarray, size: int, share: float,
                  rng: np.random.Generator) -> np.ndarray:
-    """Boolean mask of held-out pixels: random whole blocks until every class, the rarest first, has its share."""
-    row, col = (positions // size).T
+    """Boolean mask of held-out pixels: random whole blocks until every class, the rarest first, has about its share."""
+    offset = rng.integers(size, size=2)
+    row, col = ((positions + offset) // size).T
     blocks, block = np.unique(row * (col.max() + 1) + col, return_inverse=True)
     counts = np.zeros((len(blocks), classes.max() + 1), np.int64)
     np.add.at(counts, (block, classes), 1)
     total, held = counts.sum(0), np.zeros(len(blocks), bool)
     for k in np.argsort(total, kind="stable"):
-        for b in rng.permutation(np.flatnonzero(counts[:, k])):
-            have = counts[held, k].sum()
-            if have >= share * total[k]:
+        holders = rng.permutation(np.flatnonzero(counts[:, k]))
+        for b in holders:
+            have = counts[held].sum(0)
+            if have[k] >= share * total[k]:
                 break
-            if not held[b] and (have == 0 or have + counts[b, k] <= 2 * share * total[k]):
+            if not held[b] and (have + counts[b] <= 1.5 * share * total + 1).all():
                 held[b] = True
+        if not counts[held, k].any():
+            held[holders[np.argmin(counts[holders, k])]] = True
     return held[block]
 
 

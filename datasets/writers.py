@@ -42,7 +42,7 @@ def write_mat_v73(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tuple[str, ...]) -> None:
-    """Write a class map [H, W] (1..K) of a scene as GeoTIFF with the scene's georeference and the class names as tags,
+    """Write a class map [H, W] (1..K, 0 = no data) of a scene as GeoTIFF with the scene's georeference and the class names as tags,
     atomically.  Raises ConfigError where it cannot be written."""
     place = scene.georeference
     extra = {} if place is None else {"crs": place.crs, "transform": Affine(*place.transform)}
@@ -50,7 +50,7 @@ def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tup
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with rasterio.open(part, "w", driver="GTiff", height=prediction.shape[0], width=prediction.shape[1], count=1,
-                           dtype=prediction.dtype, compress="deflate", **extra) as file:
+                           dtype=prediction.dtype, nodata=0, compress="deflate", **extra) as file:
             file.write(prediction, 1)
             file.update_tags(**{f"class_{k}": name for k, name in enumerate(class_names, 1)})
         os.replace(part, path)

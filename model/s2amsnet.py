@@ -135,7 +135,8 @@ class S2AMSnet(Method):
     def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """L_max = −consistency_weight·C + mi_weight·MI over the terms that are there."""
         signed = {"consistency_max": -self.settings.consistency_weight, "mi": self.settings.mi_weight}
-        return sum((signed[name] * term for name, term in terms.items()), torch.zeros(()))
+        nothing = torch.zeros((), device=self.discriminator.head.bias.device)
+        return sum((signed[name] * term for name, term in terms.items()), nothing)
 
     def consistency(self, logits: dict[str, Tensor]) -> Tensor | None:
         """C = D(F(x̂_a) ‖ F(x̂_b^mix)) + D(F(x̂_b) ‖ F(x̂_a^mix)); None where the ablations leave no pair.

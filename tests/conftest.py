@@ -75,7 +75,8 @@ def write_scene(folder: Path, scene: Scene, name: str, write) -> Path:
     write(folder / f"{name}_gt.mat", {"map": scene.labels.astype(np.float64)})
     description = {"name": name, "cube": {"file": f"{name}.mat", "key": "ori_data"},
                    "labels": {"file": f"{name}_gt.mat", "key": "map"}, "class_names": list(scene.class_names),
-                   "wavelengths": scene.wavelengths.tolist(), "rgb_bands": list(scene.rgb_bands)}
+                   "wavelengths": None if scene.wavelengths is None else scene.wavelengths.tolist(),
+                   "rgb_bands": list(scene.rgb_bands)}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(description))
     return path

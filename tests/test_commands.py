@@ -1,6 +1,7 @@
 """The commands beside train, on real runs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from PIL import Image
 import main
 from conftest import same_state
 from datasets.readers import load_scene
+from model.settings import flipped_switches, recipe_switches
 from utils import checkpoint, released
+from utils.config import parse_train
 from utils.records import RunFolder
+from utils.sweep import SweepConfig, sweep_runs
 
 
 @pytest.fixture
@@ -41,8 +45,11 @@ def test_predict_writes_a_map_that_agrees_with_evaluate(run, pair):
     assert Image.open(run.path / "coast_map.png").width > 300
 
 
-def test_predict_keeps_the_georeference_of_a_new_scene(run, pair, tmp_path, scenes):
-    cube = scenes[1].cube[:20, :30]
+def test_predict_maps_a_new_scene_without_the_training_data(run, pair, tmp_path, scenes, capsys):
+    for path in pair.folder.iterdir():
+        path.unlink()
+    cube = scenes[1].cube[:20, :30].copy()
+    cube[3, 4] = 0                              # no data
     transform = rasterio.transform.from_origin(500000, 4000000, 1, 1)
     with rasterio.open(tmp_path / "new.tif", "w", driver="GTiff", height=20, width=30, count=48, dtype="float32",
                        crs="EPSG:32615", transform=transform) as file:
@@ -53,21 +60,26 @@ def test_predict_keeps_the_georeference_of_a_new_scene(run, pair, tmp_path, scen
                       "--out", str(tmp_path / "map.tif")]) == 0
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.crs.to_epsg() == 32615 and file.transform == transform and file.shape == (20, 30)
+        labels = file.read(1)
+        assert file.nodata == 0 and labels[3, 4] == 0 and (labels == 0).sum() == 1
     assert main.main(["evaluate", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml")]) == 2
+    assert main.main(["predict", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml"), "--out", "map.png"]) == 2
+    assert "must end in .tif" in capsys.readouterr().err
 
 
 def test_released_checkpoints_are_written_and_read_bit_by_bit(run, pair, tmp_path, capsys):
     path = tmp_path / "best.pth"
     assert main.main(["export", "--run", str(run.path), "--out", str(path)]) == 0
-    ours, theirs = checkpoint.load(run.weights("last"))["discriminator"], checkpoint.load(path)
+    ours = checkpoint.load(run.checkpoint)["state"]["selected"]["last"]["discriminator"]
+    theirs = checkpoint.load(path)
     assert list(theirs) == ["Discriminator"] and "Spectral_Weight_1.f_inv_12.conv1.conv.weight" in theirs["Discriminator"]
     state, task, width = released.read_weights(path)
     assert same_state(state, dict(ours)) and (task.bands, task.n_classes, task.patch_size, width) == (48, 7, 5, 8)
     capsys.readouterr()
     assert main.main(["evaluate", "--run", str(run.path)]) == 0
     assert main.main(["evaluate", "--weights", str(path), "--scene", str(pair.target), "--kernel_activation", "none"]) == 0
-    first, second = [line for line in capsys.readouterr().out.splitlines() if "OA" in line]
-    assert first.split(": OA")[1] == second.split(": OA")[1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:len(lines) // 2] == lines[len(lines) // 2 + 1:] and "these weights" in lines[1]
     maps = []
     for words in (["--run", str(run.path)], ["--weights", str(path), "--kernel_activation", "none"]):
         out = tmp_path / f"map{len(maps)}.tif"
@@ -177,7 +189,30 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
 def test_a_sweep_file_with_another_key_is_refused(tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text("methods: [erm]\n")
     assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
-    assert "exactly the keys" in capsys.readouterr().err
+    assert "methods" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", [{"variants": None}, {"config": "a.yaml"}, {"seeds": ["one"]}, {"settings": 3}])
+def test_a_sweep_file_of_another_form_is_named(pair, tmp_path, capsys, entry):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, **entry)
+    assert main.main(["sweep", "--show", str(tmp_path / "sweep.yaml")]) == 2
+    assert next(iter(entry)) in capsys.readouterr().err
+
+
+def test_every_sweep_file_resolves():
+    for path in (Path(main.__file__).parent / "configs" / "sweep").glob("*.yaml"):
+        runs = sweep_runs(path, SweepConfig())
+        assert len({name for name, _ in runs}) == len(runs) > 1
+
+
+def test_the_switch_study_flips_every_switch_from_both_ends():
+    path = Path(main.__file__).parent / "configs" / "sweep" / "switches.yaml"
+    flips = {(config.recipe, *flipped_switches(config)) for _, words in sweep_runs(path, SweepConfig())
+             for config in [parse_train(words)]}
+    differing = {name for name, value in recipe_switches("paper").items() if recipe_switches("released")[name] != value}
+    for recipe in ("paper", "released"):
+        assert (recipe,) in flips
+        assert all((recipe, name) in flips for name in differing | {"generators", "source_ce", "batchnorm_statistics"})
 
 
 def test_prepare_says_where_houston_comes_from(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from model.settings import RECIPES, Switches, flipped_switches, recipe_switches
-from utils.config import TrainConfig, parse_train, to_yaml
+from utils.config import Simulation, TrainConfig, parse_train, to_yaml
 from utils.errors import CheckpointError, ConfigError
 from utils.records import run_label
 
@@ -48,6 +48,13 @@ def test_the_recipe_files_hold_every_switch_and_nothing_else():
         assert parse_train(["--config", str(path)]).recipe == path.stem
 
 
+def test_another_recipe_on_the_command_line_takes_the_place_of_a_files(tmp_path):
+    config = parse_train("--recipe released --consistency kl --mi_weight 0.5".split())
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    words = ["--config", str(tmp_path / "config.yaml"), "--recipe", "paper", "--generator_init", "normal"]
+    assert flipped_switches(parse_train(words)) == {"mi_weight": 0.5, "generator_init": "normal"}
+
+
 def test_lists_may_be_written_in_three_ways():
     for words in ("--ablate no_noise no_mixing", "--ablate no_noise,no_mixing", "--ablate [no_noise,no_mixing]"):
         assert parse_train(words.split()).ablate == ["no_noise", "no_mixing"]
@@ -68,7 +75,7 @@ def test_the_resolved_config_reads_back(tmp_path):
 
 @pytest.mark.parametrize("words,named", [
     ("--ptch_size 5", "ptch_size"), ("--lr fast", "lr"), ("--recipe best", "recipe"), ("--ablate no_brain", "no_brain"),
-    ("--flip_augmentation maybe", "flip_augmentation"), ("--batch_size 2.5", "batch_size")])
+    ("--flip_augmentation=maybe", "flip_augmentation"), ("--batch_size 2.5", "batch_size")])
 def test_unknown_flags_and_bad_values_are_named(words, named, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_train(words.split())
@@ -110,11 +117,16 @@ def test_print_config_reads_back(tmp_path, capsys):
 
 
 def test_every_field_is_used():
+    """Each field is read from something called config, settings, s or choice, or by its name as a string."""
     used = set()
     for path in [ROOT / "main.py", *(p for part in ("model", "datasets", "utils") for p in (ROOT / part).rglob("*.py"))]:
-        used |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
-                 and isinstance(node.ctx, ast.Load)}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                if owner in ("config", "settings", "s", "simulation"):
+                    used.add(node.attr)
     assert not {entry.name for entry in fields(TrainConfig)} - used
+    assert {entry.name for entry in fields(Simulation)} <= used
 
 
 def test_every_file_under_configs_differs_from_the_defaults_as_its_name_says():

@@ -3,6 +3,7 @@
 import logging
 import re
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -66,6 +67,17 @@ def test_geotiff_keeps_its_place_and_its_missing_pixels(tmp_path):
     assert scene.georeference.transform == tuple(transform)[:6]
 
 
+def test_zero_as_no_data_keeps_dark_pixels(tmp_path):
+    cube = np.ones((3, 4, 2), np.uint16)
+    cube[0, 0], cube[1, 1] = 0, (0, 5)
+    write_tif(tmp_path / "scene.tif", cube, crs="EPSG:32615", nodata=0,
+              transform=rasterio.transform.from_origin(0, 0, 1, 1))
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump({"name": "mine", "cube": {"file": "scene.tif"},
+                                                         "class_names": ["a"]}))
+    scene = load_scene(str(tmp_path / "scene.yaml"))
+    assert scene.cube[1, 1].tolist() == [0, 5] and not scene.cube[0, 0].any()
+
+
 def test_envi_is_read_too(tmp_path):
     cube = np.random.default_rng(0).random((4, 5, 3)).astype(np.float32)
     with rasterio.open(tmp_path / "scene.img", "w", driver="ENVI", height=4, width=5, count=3, dtype="float32") as file:
@@ -80,12 +92,12 @@ def test_envi_is_read_too(tmp_path):
 def test_every_registered_scene_file_is_sound():
     for path in SCENE_CONFIGS.glob("*.yaml"):
         content = read_description(path)
-        assert content["name"] == path.stem
+        assert content.name == path.stem
         if path.stem in BENCHMARK:
             expected = BENCHMARK[path.stem]
-            assert tuple(content["class_names"]) == expected.class_names
-            assert content["cube"]["file"] == expected.cube_file and content["labels"]["file"] == expected.labels_file
-            assert sum(count for *_, count in content["wavelengths"]) == expected.shape[2]
+            assert tuple(content.class_names) == expected.class_names
+            assert content.cube.file == expected.cube_file and content.labels.file == expected.labels_file
+            assert sum(count for *_, count in content.wavelengths) == expected.shape[2]
 
 
 def test_the_benchmark_check_names_each_difference():
@@ -125,15 +137,48 @@ def test_errors_of_files_say_what_to_do(pair, tmp_path):
     pair.change(pair.source, cube={"file": "field_gt.mat", "key": "map"})
     with pytest.raises(SceneFormatError, match="2 dimensions"):
         load_scene(str(pair.source))
-    pair.change(pair.target, colour="blue")
-    with pytest.raises(SceneFormatError, match="unknown keys: colour"):
-        load_scene(str(pair.target))
 
 
+@pytest.mark.parametrize("entry", [
+    {"colour": "blue"}, {"class_names": 3}, {"class_names": "xy"}, {"class_names": None}, {"class_names": []},
+    {"class_names": ["a", "a"]}, {"name": None}, {"rgb_bands": 3}, {"rgb_bands": [1, 2]}, {"rgb_bands": [0.5, 1, 2]},
+    {"rgb_bands": ["a", "b", "c"]}, {"wavelengths": 400}, {"wavelengths": [[400, 500]]}, {"wavelengths": ["a"]},
+    {"wavelengths": {"file": "field.mat"}}, {"folder": 3}, {"cube": {"file": 3}}, {"cube": {"file": "a.mat", "kye": "b"}},
+    {"cube": None}])
+def test_a_scene_file_of_another_form_is_named(pair, entry):
+    pair.change(pair.source, **entry)
+    with pytest.raises(SceneFormatError, match="field.yaml.*" + next(iter(entry))):
+        load_scene(str(pair.source))
+
+
+def test_scene_files_that_are_no_text_are_named(pair):
+    for content in (b"\xff\xfe\x00", b"[1, 2", b"just words"):
+        pair.source.write_bytes(content)
+        with pytest.raises(SceneFormatError, match="field.yaml"):
+            load_scene(str(pair.source))
+
+
+def test_variables_that_are_no_numbers_are_named(pair, tmp_path):
+    with h5py.File(pair.folder / "field.mat", "a") as file:
+        file.create_group("group")
+        file["complex"] = np.ones((2, 2, 2), complex)
+    write_mat_v5(pair.folder / "coast.mat", {"text": np.array(["abc"]), "empty": np.zeros((0, 3, 2))})
+    for scene, key in ((pair.source, "group"), (pair.source, "complex"), (pair.target, "text"), (pair.target, "empty")):
+        pair.change(scene, cube={"file": f"{scene.stem}.mat", "key": key})
+        with pytest.raises(SceneFormatError, match=key):
+            load_scene(str(scene))
+
+
+def test_a_users_own_scene_is_read_from_beside_its_file_whatever_data_path_says(pair, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    assert load_scene(str(pair.source), str(tmp_path / "elsewhere")).bands == 48
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 300, 513, 2000, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["field.mat", "coast.mat"])
-def test_truncated_files_are_named(pair, name):
+def test_truncated_files_are_named(pair, name, size):
     path = pair.folder / name
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[:size if isinstance(size, int) else int(size * path.stat().st_size)])
     scene = pair.source if name.startswith("field") else pair.target
     with pytest.raises(SceneFormatError, match=rf"{re.escape(str(path))} cannot be read.*truncated"):
         load_scene(str(scene))

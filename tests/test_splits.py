@@ -43,8 +43,9 @@ def test_block_split_keeps_patches_apart(source, patch_size):
     parts = split(source, "blocks", patch_size=patch_size)
     distance = np.abs(parts.train[:, None] - parts.val[None]).max(axis=2).min()
     assert distance >= patch_size                       # no pixel is in both a training and a held-out patch
-    share = len(parts.val) / (source.labels > 0).sum()
-    assert 0.15 < share < 0.45
+    train, val = (np.bincount(part) / source.class_counts() for part in (parts.train_labels, parts.val_labels))
+    assert (val > 0.08).all() and (val < 0.35).all()
+    assert (train > (0.55 if patch_size == 5 else 0.35)).all()
 
 
 def test_too_few_pixels_are_named(source):

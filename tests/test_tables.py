@@ -6,22 +6,25 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from utils import tables
 from utils.errors import UserError
 from utils.records import RunFolder
 
 
-def write_run(folder, label, seed, last, val, oracle=None):
+def write_run(folder, label, seed, last, val, oracle=None, status="done", **setting):
     folder.mkdir(parents=True)
     score = lambda x: {"oa": x, "aa": x - 0.1, "kappa": x - 0.2, "macro_f1": x - 0.3, "per_class": [x, None], "n": 10}
     entry = lambda x, epoch: {"epoch": epoch, "source_val": {"oa": 0.99}, "target": score(x), "confusion": [[1, 2], [0, 0]]}
     content = {"rules": {"last": entry(last, 9), "source-val": entry(val, 4)}, "constant": score(0.5)}
     if oracle is not None:
         content["oracle"] = entry(oracle, 7)
-    (folder / "evaluation.json").write_text(json.dumps(content))
+    if status == "done":
+        (folder / "evaluation.json").write_text(json.dumps(content))
     (folder / "run.json").write_text(json.dumps({"label": label, "source": "A", "target": "B", "seed": seed,
-                                                 "classes": ["x", "y"]}))
+                                                 "classes": ["x", "y"], "status": status}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "data_path": str(folder)} | setting))
 
 
 GOLDEN = """\
@@ -47,6 +50,33 @@ def test_golden_table(tmp_path):
     assert squeeze(tables.markdown(honest, "method")) == squeeze(GOLDEN)
     assert not any("oracle" in column for column in honest) and list(oracle.index) == ["erm"]
     assert oracle.loc["erm", "oracle: OA"] == "90.0" and oracle.loc["erm", "n"] == "1"
+
+
+def test_runs_of_different_settings_are_never_averaged(tmp_path):
+    write_run(tmp_path / "a", "erm", 0, 0.6, 0.5, max_epoch=1)
+    write_run(tmp_path / "b", "erm", 0, 0.8, 0.5, max_epoch=2)
+    table, = tables.pair_tables(tables.collect([tmp_path])).values()
+    assert list(table.index) == ["erm max_epoch=1", "erm max_epoch=2", "constant answer"]
+    assert list(table["last: OA"][:2]) == ["60.0", "80.0"] and list(table["n"][:2]) == ["1", "1"]
+
+
+def test_unfinished_runs_make_a_row_partial(tmp_path):
+    write_run(tmp_path / "a", "erm", 0, 0.6, 0.5)
+    write_run(tmp_path / "b", "erm", 1, 0.8, 0.5, status="interrupted")
+    table, = tables.pair_tables(tables.collect([tmp_path])).values()
+    assert table.loc["erm", "n"] == "1/2" and table.loc["erm", "last: OA"] == "60.0"
+
+
+def test_a_repetition_and_a_damaged_folder_are_left_out_with_a_word(tmp_path, caplog):
+    write_run(tmp_path / "a", "erm", 0, 0.6, 0.5)
+    write_run(tmp_path / "b", "erm", 0, 0.9, 0.5)
+    write_run(tmp_path / "c", "erm", 1, 0.6, 0.5)
+    (tmp_path / "c" / "evaluation.json").write_text('{"rules"')
+    write_run(tmp_path / "d", "erm", 2, 0.6, 0.5)
+    (tmp_path / "d" / "run.json").unlink()
+    table, = tables.pair_tables(tables.collect([tmp_path])).values()
+    assert table.loc["erm", "last: OA"] == "60.0" and table.loc["erm", "n"] == "1"
+    assert "repeats the setting" in caplog.text and caplog.text.count("damaged") == 2
 
 
 def test_mean_and_sample_deviation():

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 import main
-from conftest import same_state
+from conftest import PairOnDisk, same_state, write_scene
+from datasets.scene import Scene
 from datasets.writers import write_mat_v5
 from model.methods import REGISTRY
 from utils import checkpoint
@@ -37,7 +38,7 @@ def test_a_run_leaves_its_records(pair, tmp_path, capsys, words):
     about = run.read_run()
     assert about["status"] == "done" and about["seed"] == 333 and about["versions"]["torch"] and about["backend"]
     assert about["seconds"] > 0 and about["peak_memory_mib"] > 0
-    assert set(about["sha256"]) == {"field.mat", "field_gt.mat", "coast.mat", "coast_gt.mat"}
+    assert set(about["sha256"]) == {"field/field.mat", "field/field_gt.mat", "coast/coast.mat", "coast/coast_gt.mat"}
     content = json.loads(run.evaluation.read_text())
     assert set(content["rules"]) == {"last", "source-val"} and "oracle" not in content
     for entry in content["rules"].values():
@@ -66,13 +67,12 @@ def test_the_target_is_sealed(pair, tmp_path, scenes, words):
     labels[labels > 0] = rng.permutation(labels[labels > 0])
     write_mat_v5(pair.folder / "coast_gt.mat", {"map": labels})
     second = pair.run("--oracle", *words, save_path=tmp_path / "b")
-    assert first.read_run()["sha256"]["coast_gt.mat"] != second.read_run()["sha256"]["coast_gt.mat"]
+    assert first.read_run()["sha256"]["coast/coast_gt.mat"] != second.read_run()["sha256"]["coast/coast_gt.mat"]
     if "erm" in words:                      # trained far enough to be better than a constant answer
         assert first.records(first.oracle) != second.records(second.oracle)
     assert same_state(weights(first), weights(second))
-    for rule in ("last", "source-val"):
-        one, two = checkpoint.load(first.weights(rule)), checkpoint.load(second.weights(rule))
-        assert one["epoch"] == two["epoch"] and same_state(one, two)
+    selected = [checkpoint.load(run.checkpoint)["state"]["selected"] for run in (first, second)]
+    assert set(selected[0]) == {"last", "source-val"} and same_state(*selected)
 
 
 def test_oracle_has_a_record_of_its_own(pair, tmp_path):
@@ -175,9 +175,14 @@ def test_weights_that_are_not_finite_never_reach_the_checkpoint(pair, tmp_path, 
 def test_an_existing_run_is_never_overwritten(pair, tmp_path):
     run = pair.run("--method", "erm", save_path=tmp_path)
     before = run.checkpoint.read_bytes()
-    with pytest.raises(ConfigError, match=r"there already \(done\)"):
-        pair.run("--method", "erm", save_path=tmp_path)
+    again = main.train(["--config", str(run.config)])
+    assert again.path.name == run.path.name + "_2" and same_state(weights(run), weights(again))
     assert run.checkpoint.read_bytes() == before
+    run.update_run(status="interrupted")
+    with pytest.raises(ConfigError, match="unfinished. Go on with it: --resume"):
+        pair.run("--method", "erm", save_path=tmp_path)
+    with pytest.raises(ConfigError, match="must be a plain name"):
+        pair.run("--run_name", "../x", save_path=tmp_path)
 
 
 def test_bad_input_is_one_line_and_leaves_no_folder(pair, tmp_path, capsys):
@@ -203,11 +208,71 @@ def test_a_checkpoint_of_another_configuration_is_refused(pair, tmp_path):
         main.train(["--resume", str(run.path)])
 
 
-def test_a_damaged_checkpoint_is_named(pair, tmp_path):
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"x": torch.arange(10000), "y": {"z": [1, 2.0, "three", None]}})
+    whole = path.read_bytes()
+    for content in [whole[:size] for size in (0, 1, 10, 100, 1000, 5000, len(whole) // 2, len(whole) - 10)] + [
+            b"just words, and quite a few of them", bytes(5000)]:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="checkpoint.pt cannot be read.*truncated"):
+            checkpoint.load(path)
+
+
+def test_resume_refuses_other_data_and_another_kind_of_device(pair, tmp_path, scenes):
     run = pair.run("--method", "erm", save_path=tmp_path)
-    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="checkpoint.pt cannot be read.*truncated"):
-        main.train(["--resume", str(run.path)])
+    saved = checkpoint.load(run.checkpoint)
+    checkpoint.save(run.checkpoint, saved | {"device": "cuda"})
+    with pytest.raises(CheckpointError, match="written on cuda"):
+        main.train(["--resume", str(run.path), "--max_epoch", "3"])
+    checkpoint.save(run.checkpoint, saved)
+    labels = scenes[0].labels.copy()
+    labels[labels == 1] = 2
+    labels[0, :4] = 1
+    write_mat_v5(pair.folder / "field_gt.mat", {"map": labels})
+    with pytest.raises(CheckpointError, match="other data: field/field_gt.mat changed"):
+        main.train(["--resume", str(run.path), "--max_epoch", "3"])
+    assert run.read_run()["status"] == "done" and checkpoint.load(run.checkpoint)["state"]["epoch"] == 2
+
+
+def test_a_run_may_be_ended_early(pair, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "score_run", interrupted)
+        assert main.main(pair.words("--method", "erm", "--save_path", str(tmp_path))) == 130
+    folder = next(tmp_path.glob("field-coast*"))
+    assert main.main(["figures", str(folder)]) == 2 and main.main(["tables", str(folder)]) == 2
+    run = main.train(["--resume", str(folder)])
+    assert run.read_run()["status"] == "done" and set(json.loads(run.evaluation.read_text())["rules"]) == {"last", "source-val"}
+    longer = main.train(["--resume", str(folder), "--max_epoch", "3"])
+    assert yaml.safe_load(longer.config.read_text())["max_epoch"] == 3
+
+
+def test_a_target_without_labels_is_mapped_not_scored(pair, tmp_path, scenes):
+    write_mat_v5(pair.folder / "coast_gt.mat", {"map": np.zeros_like(scenes[1].labels)})
+    assert main.main(pair.words("--oracle", "--save_path", str(tmp_path / "a"))) == 2
+    run = pair.run("--method", "erm", save_path=tmp_path / "b")
+    assert "target" not in json.loads(run.evaluation.read_text())["rules"]["last"]
+    assert main.main(["figures", str(run.path)]) == 0
+
+
+def test_source_and_target_may_be_the_same_but_not_silently(pair, tmp_path, caplog):
+    pair.target = pair.source
+    pair.run("--method", "erm", save_path=tmp_path)
+    assert "scores include training pixels" in caplog.text
+
+
+@pytest.mark.parametrize("bands,names", [(1, ["a", "b"]), (2, ["a", "b", "c"])])
+def test_small_scenes_train_from_the_command_line(tmp_path, bands, names):
+    rng = np.random.default_rng(0)
+    source, target = (Scene("s", rng.random((12, 14, bands)).astype(np.float32) + 0.1,
+                            rng.integers(0, len(names) + 1 - i, (12, 14)), tuple(names[:len(names) - i]))
+                      for i in (0, len(names) - 2))
+    source, target = (write_scene(tmp_path, scene, name, write_mat_v5) for scene, name in ((source, "s"), (target, "t")))
+    run = PairOnDisk(tmp_path, source, target).run("--recipe", "paper", save_path=tmp_path / "runs")
+    assert run.read_run()["status"] == "done" and main.main(["figures", str(run.path)]) == 0
 
 
 def test_checkpoints_never_run_code(tmp_path):

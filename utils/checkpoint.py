@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 
 from utils.config import FREE_ON_RESUME, TrainConfig, to_dict
 from utils.errors import CheckpointError
+
+
+_DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
+            pickle.UnpicklingError)          # what torch.load raises on a file that is cut or something else
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -32,7 +37,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated, or hold more than tensors "
                               f"({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
 
@@ -49,6 +54,21 @@ def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) 
                  if saved.get(name) != ours.get(name)]
     if different:
         raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}.")
+
+
+def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], class_names: Sequence[str],
+               device: str) -> None:
+    """Raise CheckpointError where the scenes' files, the classes or the kind of device are no longer those that a
+    checkpoint was written with: split and random streams would not be the same."""
+    changed = sorted(name for name in saved["data"].keys() | sha256.keys() if saved["data"].get(name) != sha256.get(name))
+    if changed:
+        raise CheckpointError(f"{path} was written with other data: {', '.join(changed)} changed since. Put the old files "
+                              "back, or start a new run.")
+    if list(class_names) != saved["class_names"]:
+        raise CheckpointError(f"{path} was written for the classes {', '.join(saved['class_names'])}.")
+    if device != saved["device"]:
+        raise CheckpointError(f"{path} was written on {saved['device']}; its random streams cannot go on on {device}. "
+                              f"Choose a --gpu of that kind.")
 
 
 def load_discriminator(discriminator: torch.nn.Module, state: dict[str, Any], path: Path) -> None:

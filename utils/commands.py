@@ -9,26 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
-import torch
 from jsonargparse import ArgumentParser
 
 from datasets.benchmark import BENCHMARK
-from datasets.harmonize import check_pair, check_patch, preprocess
+from datasets.harmonize import check_fit, check_patch, preprocess
 from datasets.prepare import prepare as prepare_pair
 from datasets.readers import DATA_ROOT
 from datasets.scene import Scene
 from datasets.writers import write_map
-from model.methods import Method, method_class
-from utils import checkpoint, figures, parity as recorded, released, tables as table_maker
-from utils.config import TrainConfig, check, parse_command, tidy
+from utils import figures, parity as recorded, released, tables as table_maker
+from utils.config import parse_command, tidy
 from utils.errors import CheckpointError, ConfigError, UserError
-from utils.metrics import scores
+from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of, map_scene
-from utils.records import open_run, write_text
-from utils.run_figures import draw_run, load_run
-from utils.seeding import Streams
-from utils.session import choose_device, read_scene, scene_sampler
+from utils.records import find_runs, open_run, write_text
+from utils.run_figures import draw_run
+from utils.session import read_scene, scene_sampler
 from utils.sweep import SweepConfig, run_sweep
+from utils.trained import Trained, load_released, load_run
 
 
 @dataclass
@@ -56,79 +54,56 @@ class Choice:
     out: Optional[str] = None
 
 
-@dataclass
-class Applied:
-    """A method ready to predict a scene, and the class names of its outputs."""
-
-    method: Method
-    config: TrainConfig
-    device: torch.device
-    scene: Scene
-    class_names: tuple[str, ...]
-
-
-def _apply(choice: Choice) -> Applied:
+def _apply(choice: Choice) -> tuple[Trained, Scene]:
+    """The trained method and the scene that a command line names."""
     if (choice.run is None) == (choice.weights is None):
         raise ConfigError("Give either --run RUN_FOLDER or --weights best.pth.")
-    return _apply_run(choice) if choice.run else _apply_weights(choice)
-
-
-def _apply_run(choice: Choice) -> Applied:
-    loaded = load_run(open_run(choice.run), choice.rule, choice.gpu, None if choice.scene else choice.data_path)
-    scene = loaded.data.target
-    if choice.scene is not None:
-        if choice.data_path is not None:
-            loaded.config.data_path = choice.data_path
-        scene = read_scene(loaded.config, choice.scene)
-        check_pair(loaded.data.source, scene, loaded.config.patch_size)
-    if scene is None:
-        raise ConfigError(f"{choice.run} was trained without a target; name a scene with --scene.")
-    return Applied(loaded.method, loaded.config, loaded.device, scene, loaded.data.source.class_names)
-
-
-def _apply_weights(choice: Choice) -> Applied:
-    if choice.scene is None:
-        raise ConfigError("--weights needs a scene to apply them to: --scene NAME.")
-    path = Path(choice.weights)
-    state, task, width = released.read_weights(path)
-    config = check(TrainConfig(method="erm", pro_dim=width, patch_size=task.patch_size, data_path=choice.data_path,
-                               kernel_activation=choice.kernel_activation))
-    device = choose_device(0 if choice.gpu is None else choice.gpu)
-    scene = read_scene(config, choice.scene)
-    check_patch(scene, config.patch_size)
-    if (scene.bands, scene.n_classes) != (task.bands, task.n_classes):
-        raise CheckpointError(f"{path} is for {task.bands} bands and {task.n_classes} classes; {scene.name} has "
-                              f"{scene.bands} bands and {scene.n_classes} classes.")
-    method = method_class("erm")(task, config, Streams(0, device)).to(device)
-    checkpoint.load_discriminator(method.discriminator, state, path)
-    return Applied(method, config, device, scene, scene.class_names)
+    trained = load_run(open_run(choice.run), choice.rule, choice.gpu) if choice.run else \
+        load_released(Path(choice.weights), choice.kernel_activation, choice.data_path, choice.gpu)
+    name = choice.scene or (trained.config.target_name if choice.run else None)
+    if name is None:
+        raise ConfigError("Name the scene to apply the weights to: --scene NAME.")
+    if choice.data_path is not None:
+        trained.config.data_path = choice.data_path
+    scene = read_scene(trained.config, name)
+    trained.class_names = trained.class_names or scene.class_names
+    check_fit(scene, trained.task.bands, trained.class_names, "the trained weights")
+    if len(trained.class_names) != trained.task.n_classes:
+        raise CheckpointError(f"The weights are for {trained.task.n_classes} classes; {scene.name} has "
+                              f"{len(trained.class_names)}.")
+    check_patch(scene, trained.task.patch_size)
+    return trained, scene
 
 
 def evaluate(words: list[str]) -> None:
     """Score trained weights on a labelled scene."""
     choice = parse_command(Choice, words, "evaluate", evaluate.__doc__)
-    applied = _apply(choice)
-    sampler = scene_sampler(applied.scene, applied.config, applied.device)
+    trained, scene = _apply(choice)
+    sampler = scene_sampler(scene, trained.config, trained.device)
     if not len(sampler):
-        raise ConfigError(f"{applied.scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
-    result = scores(confusion_of(applied.method, sampler, len(applied.class_names)))
-    origin = choice.weights or f"{choice.run}, rule {choice.rule}"
-    print(f"{applied.scene.name}, weights of {origin}: OA {100 * result.oa:.2f}  AA {100 * result.aa:.2f}  "
-          f"kappa {100 * result.kappa:.2f}  macro-F1 {100 * result.macro_f1:.2f}  ({result.n} pixels)")
-    for name, accuracy in zip(applied.class_names, result.per_class):
+        raise ConfigError(f"{scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
+    confusion = confusion_of(trained.method, sampler, trained.task.n_classes)
+    result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
+    print(f"{scene.name}, weights of {choice.weights or f'{choice.run}, rule {choice.rule}'} ({result.n} pixels)")
+    for name, score in (("these weights", result), ("constant answer", constant)):
+        print(f"  {name:<34} OA {100 * score.oa:.2f}  AA {100 * score.aa:.2f}  kappa {100 * score.kappa:.2f}  "
+              f"macro-F1 {100 * score.macro_f1:.2f}")
+    for name, accuracy in zip(trained.class_names, result.per_class):
         print(f"  {name:<34} {table_maker.MISSING if accuracy is None else f'{100 * accuracy:.2f}'}")
 
 
 def predict(words: list[str]) -> None:
-    """Map a whole scene; writes a GeoTIFF (classes 1..K, their names in its tags) and a picture beside it."""
+    """Map a whole scene: a GeoTIFF (classes 1..K, their names in its tags, 0 = no data) and a picture beside it."""
     choice = parse_command(Choice, words, "predict", predict.__doc__)
-    applied = _apply(choice)
-    scene = applied.scene
+    if choice.out is not None and Path(choice.out).suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
+    trained, scene = _apply(choice)
     path = Path(choice.out) if choice.out else Path(choice.run or ".") / f"{scene.name}_map.tif"
-    prediction = map_scene(applied.method, preprocess(scene.cube), applied.config.patch_size, applied.device,
-                           applied.config.backend)
-    write_map(path, prediction, scene, applied.class_names)
-    picture = figures.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, applied.class_names, scene.name)
+    prediction = map_scene(trained.method, preprocess(scene.cube), trained.task.patch_size, trained.device,
+                           trained.config.backend)
+    prediction[~scene.cube.any(axis=2)] = 0
+    write_map(path, prediction, scene, trained.class_names)
+    picture = figures.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, trained.class_names, scene.name)
     figures.save(picture, path.with_suffix(".png"))
     print(f"{path}\n{path.with_suffix('.png')}")
 
@@ -142,9 +117,9 @@ def export(words: list[str]) -> None:
     choice = parser.parse_args(words)
     run = open_run(choice.run)
     path = choice.out or run.path / "best.pth"
-    weights = checkpoint.load(run.weights(choice.rule))
+    trained = load_run(run, choice.rule, gpu=-1)
     try:
-        released.export(path, weights["discriminator"])
+        released.export(path, trained.method.discriminator.state_dict())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
     print(path)
@@ -155,12 +130,13 @@ def draw(words: list[str]) -> None:
     parser = ArgumentParser(prog="main.py figures", description=draw.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
     parser.add_argument("--gpu", type=Optional[int], default=None, help="CUDA device number; -1 = CPU; null = as the run")
+    parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
     choice = parser.parse_args(words)
-    finished = sorted(path.parent for folder in choice.runs for path in Path(folder).rglob("evaluation.json"))
+    finished = [run for run in find_runs(choice.runs) if run.read_run().get("status") == "done"]
     if not finished:
         raise UserError(f"No finished run below {', '.join(choice.runs)}.")
-    for folder in finished:
-        for path in draw_run(load_run(open_run(folder), gpu=choice.gpu)):
+    for run in finished:
+        for path in draw_run(run, choice.gpu, choice.data_path, progress=sys.stderr.isatty()):
             print(path)
 
 
@@ -191,12 +167,15 @@ def tables(words: list[str]) -> None:
     choice = parser.parse_args(words)
     runs = table_maker.collect(choice.runs)
     made = table_maker.pair_tables(runs) if choice.layout == "pairs" else {
-        "Gradients on the generators, geometric means over n seeds": table_maker.gradient_table(choice.runs)}
+        "Gradients on the generators, geometric means over n seeds": table_maker.gradient_table(runs)}
     text = "\n\n".join(f"**{title}**\n\n{table_maker.markdown(table, 'method')}" for title, table in made.items())
     out = choice.out or Path(choice.runs[0])
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"{choice.layout}.md", f"{text}\n\nMade by `python main.py tables {shlex.join(words)}`\n")
-    runs.to_csv(out / "runs.csv", index=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / f"{choice.layout}.md", f"{text}\n\nMade by `python main.py tables {shlex.join(words)}`\n")
+        write_text(out / "runs.csv", runs.drop(columns=["folder"]).to_csv(index=False))
+    except OSError as error:
+        raise ConfigError(f"The tables cannot be written to {out} ({error.strerror}). Choose another --out.") from error
     if choice.insert:
         table_maker.insert(choice.insert, f"{out.name}/{choice.layout}", text)
     print(text)

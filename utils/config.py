@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
-from model.settings import Settings, resolve_switches
+from model.settings import Settings, recipe_switches, resolve_switches
 from utils.errors import CheckpointError, ConfigError
 
 RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
@@ -106,7 +106,7 @@ def parse_train(argv: list[str], description: str | None = None) -> TrainConfig:
     """
     config = parse_command(TrainConfig, argv, "", description)
     if config.resume is None:
-        return check(config)
+        return check(other_recipe(config, argv))
     saved = Path(config.resume) / "config.yaml"
     if not saved.is_file():
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
@@ -117,6 +117,19 @@ def parse_train(argv: list[str], description: str | None = None) -> TrainConfig:
     if changed:
         raise CheckpointError(f"--resume {config.resume} cannot change {', '.join(changed)}; start a new run for that. "
                               f"Free to change: {', '.join(sorted(FREE_ON_RESUME - {'resume'}))}.")
+    return config
+
+
+def other_recipe(config: TrainConfig, argv: list[str]) -> TrainConfig:
+    """With --recipe on the command line, switches that a --config file merely took over from another recipe go with it;
+    what the file or the command line flipped stays."""
+    given = {word.partition("=")[0].removeprefix("--") for word in tidy(argv, TrainConfig)}
+    if "recipe" in given and "config" in given:
+        words = tidy(argv, TrainConfig)
+        files = [word for i, word in enumerate(words) if word == "--config" or (i and words[i - 1] == "--config")]
+        for name, value in recipe_switches(parse_command(TrainConfig, files).recipe).items():
+            if name not in given and getattr(config, name) == value:
+                setattr(config, name, None)
     return config
 
 
@@ -167,11 +180,12 @@ def tidy(argv: list[str], kind: type) -> list[str]:
         if equals or flag not in types:
             continue
         taken = []
-        while rest and not rest[0].startswith("--"):
-            taken.append(rest.pop(0))
-        if "bool" in types[flag] and not taken:
-            taken = ["true"]
-        if "list" in types[flag].lower() and taken and not taken[0].startswith("["):
-            taken = ["[" + ",".join(taken) + "]"]
+        if "bool" in types[flag]:
+            taken = [rest.pop(0)] if rest and rest[0].lower() in ("true", "false", "yes", "no") else ["true"]
+        elif "list" in types[flag].lower():
+            while rest and not rest[0].startswith("--"):
+                taken.append(rest.pop(0))
+            if taken and not taken[0].startswith("["):
+                taken = ["[" + ",".join(taken) + "]"]
         out += taken
     return out

@@ -127,7 +127,9 @@ def plot_pair(source: Scene, target: Scene, title: str) -> Figure:
     sheet = Sheet(page_width(max(scene.shape[1] for scene in roles.values()) * columns, columns), title)
     for start in range(0, 4, columns):
         sheet.image_row(images[start:start + columns])
-    counts = [f"{ours:,} / {theirs:,}" for ours, theirs in zip(source.class_counts(), target.class_counts())]
+    there = np.zeros_like(source.class_counts())
+    there[:target.n_classes] = target.class_counts()       # a target may lack the source's last classes
+    counts = [f"{ours:,} / {theirs:,}" for ours, theirs in zip(source.class_counts(), there)]
     sheet.legend([*_class_patches(names, counts), _patch(UNLABELLED, "unlabelled")],
                  "class (labelled pixels: source / target)")
     spectra = {role: class_spectra(*_labelled_spectra(scene), len(names)) for role, scene in roles.items()}

@@ -9,9 +9,10 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +20,11 @@ from model.settings import Settings, flipped_switches
 from utils.config import FREE_ON_RESUME, TrainConfig, to_dict, to_yaml
 from utils.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    from utils.session import Data
+
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
+LABEL_LENGTH = 100        # of a folder's name, which file systems limit to 255 bytes; the hash keeps it unique
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,24 +41,36 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig, name: str) -> RunFolder:
-        """Make a new run folder and write its config.  Raises ConfigError where it exists or cannot be written."""
-        folder = cls(Path(config.save_path) / (config.run_name or name))
-        if folder.config.exists():
-            state = folder.read_run().get("status", "interrupted")
-            hint = (f"See it with 'main.py tables {config.save_path}'" if state == "done" else
-                    f"Go on with it: --resume {folder.path}")
-            raise ConfigError(f"{folder.path} is there already ({state}). {hint}, or give this one another --run_name.")
+        """Make a new run folder and write its config; a finished run of the same name is left alone, this one gets a
+        number behind its name.  Raises ConfigError where the folder cannot be used."""
+        if config.run_name is not None and Path(config.run_name).name != config.run_name:
+            raise ConfigError(f"run_name '{config.run_name}' must be a plain name; the folder above it is --save_path.")
+        folder, number = cls(Path(config.save_path) / (config.run_name or name)), 1
+        while folder.config.exists():
+            if folder.read_run().get("status") != "done":
+                raise ConfigError(f"{folder.path} is there already, unfinished. Go on with it: --resume {folder.path}, or "
+                                  "give this run another --run_name.")
+            if config.run_name:
+                raise ConfigError(f"{folder.path} is there already and done. Give this run another --run_name.")
+            number += 1
+            folder = cls(Path(config.save_path) / f"{name}_{number}")
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_text(folder.config, to_yaml(config))
+            folder.write_config(config)
         except OSError as error:
             raise ConfigError(f"The run folder {folder.path} cannot be written ({error.strerror}). Choose another "
                               "--save_path.") from error
         return folder
 
-    def weights(self, rule: str) -> Path:
-        """The discriminator that a selection rule chose."""
-        return self.path / f"{rule}.pt"
+    def write_config(self, config: TrainConfig) -> None:
+        write_text(self.config, to_yaml(config))
+
+    def begin(self, config: TrainConfig, data: Data, environment: dict[str, Any]) -> None:
+        """Write what is known before the first step to run.json."""
+        self.update_run(status="running", error=None, label=run_label(config), seed=config.seed,
+                        source=data.source.name, target=data.target and data.target.name,
+                        classes=list(data.source.class_names), sha256=data.sha256,
+                        labelled_target_pixels=len(data.test) if data.test else 0, **environment)
 
     def append(self, path: Path, record: dict[str, Any]) -> None:
         with open(path, "a") as file:
@@ -91,6 +108,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
+    """All run folders at or below some folders."""
+    return [RunFolder(path.parent) for folder in folders for path in sorted(Path(folder).rglob("config.yaml"))]
+
+
 def open_run(path: str | Path) -> RunFolder:
     """An existing run folder; CheckpointError where it is none."""
     folder = RunFolder(path)
@@ -112,7 +134,7 @@ def _short(value: Any) -> str:
 
 def run_name(config: TrainConfig) -> str:
     """A run folder's name: pair, label, seed, and a hash of all settings that can change a result."""
-    label = run_label(config).replace(" ", "_").replace("=", "-").replace(",", ".")
+    label = run_label(config).replace(" ", "_").replace("=", "-").replace(",", ".")[:LABEL_LENGTH]
     source, target = (Path(name).stem if name else "none" for name in (config.source_name, config.target_name))
     return f"{source}-{target}_{label}_seed{config.seed}_{config_hash(config)}"
 

@@ -14,13 +14,14 @@ from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.methods import Method
 from model.methods.base import buffers_kept
-from utils import checkpoint, figures
-from utils.config import TrainConfig, parse_train
-from utils.records import RunFolder
+from utils import figures
+from utils.config import TrainConfig
 from utils.predict import BATCH, map_scene
+from utils.records import RunFolder
 from utils.seeding import Streams
 from utils.selection import LAST
-from utils.session import Data, build_method, choose_device, load_data
+from utils.session import Data, load_data
+from utils.trained import load_run
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ SPECTRA_PATCHES = 2048    # source patches whose generated versions give the mea
 
 @dataclass
 class LoadedRun:
-    """A finished run, ready to look at: settings, data, and the method with the weights of one rule."""
+    """A finished run, ready to look at."""
 
     run: RunFolder
     config: TrainConfig
@@ -39,29 +40,13 @@ class LoadedRun:
     device: torch.device
 
 
-def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None,
-             data_path: str | None = None) -> LoadedRun:
-    """Rebuild a run from its folder: generators of the last epoch, the discriminator that `rule` chose.
-
-    Raises CheckpointError where the run has not finished, or its files do not belong to its config.
-    """
-    words = ["--config", str(run.config)] + ([] if gpu is None else ["--gpu", str(gpu)])
-    config = parse_train(words + ([] if data_path is None else ["--data_path", data_path]))
-    device = choose_device(config.gpu)
-    streams = Streams(config.seed, device)
-    weights = checkpoint.load(run.weights(rule))
-    data = load_data(config, device, streams.split)
-    method = build_method(config, data.source, streams, device)
-    state = checkpoint.load(run.checkpoint)
-    checkpoint.check_configuration(run.checkpoint, state["config"], config)
-    method.load_training_state(state["method"])
-    checkpoint.load_discriminator(method.discriminator, weights["discriminator"], run.weights(rule))
-    return LoadedRun(run, config, data, method, device)
-
-
-def draw_run(loaded: LoadedRun, progress: bool = True) -> list[Path]:
+def draw_run(run: RunFolder, gpu: int | None = None, data_path: str | None = None, progress: bool = True) -> list[Path]:
     """Draw every figure of a run into its folder `figures`; returns the files."""
-    run, data = loaded.run, loaded.data
+    trained = load_run(run, LAST.name, gpu)
+    if data_path is not None:
+        trained.config.data_path = data_path
+    data = load_data(trained.config, trained.device, Streams(trained.config.seed, trained.device).split)
+    loaded = LoadedRun(run, trained.config, data, trained.method, trained.device)
     title = f"{run.read_run()['label']}, seed {loaded.config.seed}"
     drawn = {"losses": figures.plot_losses(_epochs(run), f"Training: {title}"),
              "spectra": _spectra(loaded, title), "patches": _patches(loaded, title)}

@@ -31,9 +31,17 @@ class Data:
     val: PatchSampler
     test: PatchSampler | None
 
+    patch_size: int
+
+    @property
+    def task(self) -> Task:
+        return Task(self.source.bands, self.source.n_classes, self.patch_size)
+
     @property
     def sha256(self) -> dict[str, str]:
-        return self.source.sha256 | (self.target.sha256 if self.target else {})
+        """scene/file -> digest."""
+        return {f"{scene.name}/{name}": digest for scene in (self.source, self.target) if scene
+                for name, digest in scene.sha256.items()}
 
 
 def choose_device(gpu: int) -> torch.device:
@@ -58,17 +66,21 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     target = read_scene(config, config.target_name) if config.target_name else None
     if target:
         check_pair(source, target, config.patch_size)
+        if target.sha256 == source.sha256:
+            log.warning("Source and target are the same files: the target's scores include training pixels.")
     check_patch(source, config.patch_size)
     split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng)
-    test = scene_sampler(target, config, device) if target else None
+    test = scene_sampler(target, config, device) if target and target.labels.any() else None
+    if config.oracle and test is None:
+        raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
     n_target = len(test) if test else None
     repeat = source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
     cube = place(preprocess(source.cube), device)
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat)
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
-             f"; {target.name}: {n_target} labelled pixels, sealed until the end" if target else "")
-    return Data(source, target, train, val, test)
+             f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
+    return Data(source, target, train, val, test, config.patch_size)
 
 
 def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
@@ -77,9 +89,8 @@ def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> Pa
                         config.backend)
 
 
-def build_method(config: TrainConfig, source: Scene, streams: Streams, device: torch.device) -> Method:
+def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device) -> Method:
     """The method with freshly initialised networks on the device."""
-    task = Task(source.bands, source.n_classes, config.patch_size)
     return method_class(config.method)(task, config, streams).to(device)
 
 

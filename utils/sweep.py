@@ -19,7 +19,19 @@ from utils.records import ROOT, RunFolder, run_name
 
 log = logging.getLogger(__name__)
 
-_KEYS = {"config", "settings", "variants", "seeds", "save_path"}
+_FORM = {"config": (list, str), "settings": (dict, None), "variants": (list, dict), "seeds": (list, int),
+         "save_path": (str, None)}
+
+@dataclass
+class SweepFile:
+    """What a sweep file holds: `config` files (layered) and `settings` of every run, `variants` (settings of some),
+    `seeds`, and the folder of the runs."""
+
+    config: list[str]
+    settings: dict[str, Any]
+    variants: list[dict[str, Any]]
+    seeds: list[int]
+    save_path: str
 
 
 @dataclass
@@ -37,37 +49,46 @@ class SweepConfig:
     show: bool = False
 
 
-def read_sweep(path: Path) -> dict[str, Any]:
-    """A sweep file: `config` (files, layered), `settings` (of every run), `variants` (a list of settings), `seeds`,
-    `save_path`.  Raises ConfigError where it is missing, damaged, or has another key."""
+def read_sweep(path: Path) -> SweepFile:
+    """A sweep file, its keys and their form checked.  Raises ConfigError that names what is wrong."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; sweep files are in configs/sweep.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or content.keys() != _KEYS:
-        raise ConfigError(f"{path} must have exactly the keys {', '.join(sorted(_KEYS))}.")
-    return content
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a valid YAML text file: {error}") from error
+    if not isinstance(content, dict) or content.keys() != _FORM.keys():
+        there = ", ".join(map(str, content)) if isinstance(content, dict) else "something else"
+        raise ConfigError(f"{path} must have exactly the keys {', '.join(_FORM)}; it has {there}.")
+    for key, (kind, member) in _FORM.items():
+        if not isinstance(content[key], kind) or (member and not all(isinstance(each, member) for each in content[key])):
+            raise ConfigError(f"{path}: '{key}' must be a {kind.__name__}{f' of {member.__name__}' if member else ''}.")
+    return SweepFile(**content)
 
 
 def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[str, list[str]]]:
     """(run name, arguments) of every run, seed by seed, so that a partial table means something early."""
     content = read_sweep(path)
-    save_path = choice.save_path or content["save_path"]
-    common = [word for file in content["config"] for word in ("--config", str(file))] + _words(content["settings"])
+    save_path = choice.save_path or content.save_path
+    common = [word for file in content.config for word in ("--config", _file(file))] + _words(content.settings)
     runs = []
-    for seed in choice.seeds if choice.seeds is not None else content["seeds"]:
-        for variant in content["variants"]:
+    for seed in choice.seeds if choice.seeds is not None else content.seeds:
+        for variant in content.variants:
             words = [*common, *_words(variant), "--seed", str(seed), "--save_path", save_path]
             runs.append((run_name(parse_train(words)), words))
     return runs
 
 
-def _words(settings: dict[str, Any] | None) -> list[str]:
+def _file(name: str) -> str:
+    """A config file's path, as it stands or below the program's own folder."""
+    return name if Path(name).exists() else str(ROOT / name)
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
     """{name: value} -> command-line words; lists in brackets, booleans as true and false."""
-    return [word for name, value in (settings or {}).items()
-            for word in (f"--{name}", yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip())]
+    return [word for name, value in settings.items()
+            for word in (f"--{name}", value if isinstance(value, str) else
+                         yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip())]
 
 
 def run_sweep(path: Path, choice: SweepConfig) -> int:
@@ -83,7 +104,7 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
             command = [sys.executable, str(ROOT / "main.py"), "train", *words]
             if choice.show:
                 print(shlex.join(command))
-            elif code := subprocess.run(command).returncode:
+            elif code := _run(command):
                 if code == 130:
                     raise KeyboardInterrupt
                 failed.append(name)
@@ -91,3 +112,13 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     for name in failed:
         log.warning("failed: %s", name)
     return 1 if failed else 0
+
+
+def _run(command: list[str]) -> int:
+    """Run a command to its end, also where Ctrl-C reaches both: the run then says itself how to go on."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from utils.config import FREE_ON_RESUME
 from utils.errors import UserError
-from utils.records import RunFolder, write_text
+from utils.records import RunFolder, find_runs, write_text
+
+log = logging.getLogger(__name__)
 
 SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ", "macro_f1": "F1"}
 MISSING = "–"
+_NO_SETTING = FREE_ON_RESUME - {"max_epoch"} | {"seed", "source_name", "target_name", "oracle"}
 
 
 def run_table(run: RunFolder) -> str:
@@ -47,32 +55,78 @@ def _per_class(content: dict[str, Any], classes: list[str]) -> pd.DataFrame:
 def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders below `folders`.
 
-    Columns: pair, method, seed, rule, epoch, source_val (OA), oa, aa, kappa, macro_f1, and the constant answer's
-    scores as constant_*; all scores as fractions.
+    Columns: pair, method (label), setting (all other settings that can change a result, as JSON), seed, planned (runs of
+    this setting, unfinished ones included), rule, epoch, source_val (OA), oa, aa, kappa, macro_f1, the constant answer's
+    scores as constant_*, folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition
+    of the same setting and seed are left out with a word.  Raises UserError where nothing is left.
     """
-    rows = []
-    for folder in folders:
-        for path in sorted(Path(folder).rglob("evaluation.json")):
-            rows += _run_rows(RunFolder(path.parent))
+    rows: list[dict[str, Any]] = []
+    started: Counter[tuple] = Counter()
+    seen: set[tuple] = set()
+    for run in find_runs(folders):
+        try:
+            found = _run_rows(run)
+        except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
+            continue
+        key = (found.pair, found.method, found.setting)
+        if (*key, found.seed) in seen:
+            log.warning("%s is left out: it repeats the setting and seed of another run.", run.path)
+            continue
+        seen.add((*key, found.seed))
+        started[key] += 1
+        rows += found.rows
     if not rows:
-        raise UserError(f"No finished run below {', '.join(map(str, folders))}.")
-    return pd.DataFrame(rows).sort_values(["pair", "method", "seed"], kind="stable", ignore_index=True)
+        raise UserError(f"No finished run with a labelled target below {', '.join(map(str, folders))}.")
+    table = pd.DataFrame(rows)
+    table["planned"] = [started[key] for key in zip(table["pair"], table["method"], table["setting"])]
+    return table.sort_values(["pair", "method", "setting", "seed"], kind="stable", ignore_index=True)
 
 
-def _run_rows(run: RunFolder) -> list[dict[str, Any]]:
-    content, about = json.loads(run.evaluation.read_text()), run.read_run()
+@dataclass(frozen=True)
+class _Found:
+    """What one run folder says: its place in a table, and a row per selection rule (none where it is unfinished)."""
+
+    pair: str
+    method: str
+    setting: str
+    seed: int
+    rows: list[dict[str, Any]]
+
+
+def _run_rows(run: RunFolder) -> _Found:
+    about, config = run.read_run(), yaml.safe_load(run.config.read_text())
+    setting = json.dumps({name: value for name, value in config.items() if name not in _NO_SETTING}, sort_keys=True)
+    place = {"pair": f"{about['source']} → {about['target']}", "method": about["label"], "setting": setting,
+             "seed": about["seed"]}
+    if about["status"] != "done":
+        return _Found(**place, rows=[])
+    content = json.loads(run.evaluation.read_text())
     entries = content["rules"] | ({"oracle": content["oracle"]} if "oracle" in content else {})
-    return [{"pair": f"{about['source']} → {about['target']}", "method": about["label"], "seed": about["seed"],
-             "rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
+    rows = [{**place, "rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
              **{key: entry["target"][key] for key in SCORES},
-             **{f"constant_{key}": content["constant"][key] for key in SCORES}}
+             **{f"constant_{key}": content["constant"][key] for key in SCORES}, "folder": str(run.path)}
             for rule, entry in entries.items() if "target" in entry]
+    return _Found(**place, rows=rows)
+
+
+def named_settings(runs: pd.DataFrame) -> pd.Series:
+    """How each run is called in a table: its label, and behind it the settings in which runs of one label differ."""
+    names = pd.Series(runs["method"], copy=True)
+    for _, of_label in runs.groupby(["pair", "method"]):
+        settings = {text: json.loads(text) for text in of_label["setting"].unique()}
+        differing = sorted({name for one in settings.values() for other in settings.values()
+                            for name in one.keys() | other.keys() if one.get(name) != other.get(name)})
+        for index, text in of_label["setting"].items():
+            names[index] += "".join(f" {name}={settings[text].get(name)}" for name in differing)
+    return names
 
 
 def pair_tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Title -> table: per pair one with the rules `last` and `source-val` side by side and the constant answer below,
     and, where it was asked for, one of its own for `oracle`."""
     tables = {}
+    runs = runs.assign(name=named_settings(runs))
     for pair, of_pair in runs.groupby("pair", sort=False):
         honest = of_pair[of_pair["rule"] != "oracle"]
         tables[f"{pair} (percent, mean ± std over n seeds)"] = _with_constant(_summary(honest), of_pair)
@@ -82,26 +136,27 @@ def pair_tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def gradient_table(folders: list[str | Path]) -> pd.DataFrame:
-    """Norms of the gradients that the MI and the consistency term give the generators, and the generated domains'
-    distance from the source, at the start and at the end of training: geometric means over runs, per method."""
+def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Norms of the gradients that the MI and the consistency term give the generators (geometric means over runs), and
+    the generated domains' distance from the source (means), at the start and at the end of training."""
     rows = []
-    for folder in folders:
-        for path in sorted(Path(folder).rglob("diagnostics.jsonl")):
-            run = RunFolder(path.parent)
-            first, last = (lambda records: (records[0], records[-1]))(run.records(path))
-            rows += [{"method": run.read_run()["label"], "when": when, "seed": run.read_run()["seed"], **record}
-                     for when, record in (("start", first), ("end", last))]
+    runs = runs.assign(name=named_settings(runs))
+    for (name, seed, folder), _ in runs.groupby(["name", "seed", "folder"], sort=False):
+        run = RunFolder(folder)
+        if records := run.records(run.diagnostics):
+            rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
+                                                                                ("end", records[-1]))]
     if not rows:
-        raise UserError(f"No run with diagnostics below {', '.join(map(str, folders))}.")
+        raise UserError("None of these runs has diagnostics (only S²AMSnet records them).")
     table = {}
-    for (method, when), runs in pd.DataFrame(rows).groupby(["method", "when"], sort=False):
-        mean = runs.drop(columns=["method", "when", "seed", "epoch"]).apply(lambda v: np.exp(np.log(v.abs()).mean()))
-        mi, consistency = mean.get("gradient_mi", np.nan), mean.get("gradient_consistency_max", np.nan)
-        table[f"{method}, {when}"] = {
-            "n": str(runs["seed"].nunique()), "‖∇MI‖": f"{mi:.1e}", "‖∇C‖": f"{consistency:.1e}",
+    for (name, when), of_name in pd.DataFrame(rows).groupby(["name", "when"], sort=False):
+        mean = of_name.drop(columns=["name", "when", "epoch"]).mean()
+        mi, consistency = (np.exp(np.log(of_name[key]).mean()) if key in of_name else np.nan
+                           for key in ("gradient_mi", "gradient_consistency_max"))
+        table[f"{name}, {when}"] = {
+            "n": str(len(of_name)), "‖∇MI‖": f"{mi:.1e}", "‖∇C‖": f"{consistency:.1e}",
             "ratio": f"{mi / consistency:.1e}", "rms x̂ / rms x (a, b)": _two(mean, "rms_ratio", "{:.2f}"),
-            "|cos(x̂, x)| (a, b)": _two(mean, "cosine", "{:.2f}")}
+            "cos(x̂, x) (a, b)": _two(mean, "cosine", "{:.2f}")}
     return pd.DataFrame.from_dict(table, orient="index").replace({"nan": MISSING})
 
 
@@ -110,13 +165,15 @@ def _two(values: pd.Series, name: str, form: str) -> str:
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per setting; n is n/planned where runs are unfinished (an oracle is scored only in runs that ask for it)."""
     table = {}
-    for method, of_method in runs.groupby("method", sort=False):
-        row = {"n": str(of_method["seed"].nunique())}
-        for rule, entries in of_method.groupby("rule", sort=False):
+    for name, of_name in runs.groupby("name", sort=False):
+        n, planned = of_name["folder"].nunique(), of_name["planned"].iloc[0]
+        row = {"n": str(n) if n == planned or list(of_name["rule"].unique()) == ["oracle"] else f"{n}/{planned}"}
+        for rule, entries in of_name.groupby("rule", sort=False):
             row[f"{rule}: source-validation OA"] = mean_std(entries["source_val"])
             row |= {f"{rule}: {SCORES[key]}": mean_std(entries[key]) for key in SCORES}
-        table[method] = row
+        table[name] = row
     return pd.DataFrame.from_dict(table, orient="index").fillna(MISSING)
 
 

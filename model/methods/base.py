@@ -32,8 +32,6 @@ class Method(nn.Module):
     predict  x [N, B, P, P] -> logits [N, K], evaluation mode
     """
 
-    uses_unlabelled_target = False
-
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__()
         self.task, self.settings, self.streams = task, settings, streams
