@@ -51,8 +51,9 @@ def test_the_recipe_files_hold_every_switch_and_nothing_else():
 def test_another_recipe_on_the_command_line_takes_the_place_of_a_files(tmp_path):
     config = parse_train("--recipe released --consistency kl --mi_weight 0.5".split())
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    words = ["--config", str(tmp_path / "config.yaml"), "--recipe", "paper", "--generator_init", "normal"]
-    assert flipped_switches(parse_train(words)) == {"mi_weight": 0.5, "generator_init": "normal"}
+    for given in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
+        config = parse_train([*given, "--recipe", "paper", "--generator_init", "normal"])
+        assert flipped_switches(config) == {"mi_weight": 0.5, "generator_init": "normal"}
 
 
 def test_lists_may_be_written_in_three_ways():

@@ -123,10 +123,10 @@ def parse_train(argv: list[str], description: str | None = None) -> TrainConfig:
 def other_recipe(config: TrainConfig, argv: list[str]) -> TrainConfig:
     """With --recipe on the command line, switches that a --config file merely took over from another recipe go with it;
     what the file or the command line flipped stays."""
-    given = {word.partition("=")[0].removeprefix("--") for word in tidy(argv, TrainConfig)}
+    words = tidy(argv, TrainConfig)
+    given = {word.partition("=")[0].removeprefix("--") for word in words}
     if "recipe" in given and "config" in given:
-        words = tidy(argv, TrainConfig)
-        files = [word for i, word in enumerate(words) if word == "--config" or (i and words[i - 1] == "--config")]
+        files = [word for before, word in zip([""] + words, words) if word.startswith("--config") or before == "--config"]
         for name, value in recipe_switches(parse_command(TrainConfig, files).recipe).items():
             if name not in given and getattr(config, name) == value:
                 setattr(config, name, None)
