@@ -101,3 +101,11 @@ def test_absent_classes_are_skipped():
     absent = np.full((3, 5), np.nan)
     figure = figures.plot_spectra({"source": (mean, deviation), "target": (absent, absent)}, None, "abc", "")
     assert [len(axes.lines) for axes in figure.axes] == [1, 0, 1]
+
+
+def test_no_line_bridges_a_gap_in_the_bands():
+    wavelengths = np.r_[400:1300:10, 1500:1700:10]
+    mean = np.ones((1, len(wavelengths)))
+    figure = plot_spectra({"source": (mean, 0 * mean)}, wavelengths, ["grass"], "title")
+    line = max((line for axes in figure.axes for line in axes.get_lines()), key=lambda line: len(line.get_xdata()))
+    assert np.isnan(line.get_ydata()).sum() == 1 and len(line.get_xdata()) == len(wavelengths) + 1

@@ -20,6 +20,8 @@ _FEW_POINTS = 20                            # up to here points get markers, so 
 _DASHES = (0, (4, 1))
 _RIGHT_AXIS = 5.0       # domains whose spectra are this many times larger than the first one's get the right-hand axis
 
+_GAP = 4.0              # band spacings without a band (the water-vapour windows) that no line bridges
+
 
 def plot_losses(epochs: Sequence[dict], title: str) -> Figure:
     """Losses and scores over the epochs; one panel per loss (the ce_* share one, and so do the consistency_*).
@@ -181,6 +183,8 @@ def _limits(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, floa
 
 def _draw_band(axes: Axes, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray, colour, style) -> None:
     if np.isfinite(mean).any():
+        gaps = 1 + np.flatnonzero(np.diff(x) > _GAP * np.median(np.diff(x))) if len(x) > 1 else []
+        x, mean, deviation = (np.insert(values.astype(float), gaps, np.nan) for values in (x, mean, deviation))
         axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, mean, linestyle=style, color=colour, linewidth=1.2 if style == "-" else 0.9)
 
