@@ -106,6 +106,6 @@ def test_absent_classes_are_skipped():
 def test_no_line_bridges_a_gap_in_the_bands():
     wavelengths = np.r_[400:1300:10, 1500:1700:10]
     mean = np.ones((1, len(wavelengths)))
-    figure = plot_spectra({"source": (mean, 0 * mean)}, wavelengths, ["grass"], "title")
+    figure = figures.plot_spectra({"source": (mean, 0 * mean)}, wavelengths, ["grass"], "title")
     line = max((line for axes in figure.axes for line in axes.get_lines()), key=lambda line: len(line.get_xdata()))
     assert np.isnan(line.get_ydata()).sum() == 1 and len(line.get_xdata()) == len(wavelengths) + 1

@@ -19,7 +19,6 @@ _SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ × 100"}
 _FEW_POINTS = 20                            # up to here points get markers, so that a single epoch is seen
 _DASHES = (0, (4, 1))
 _RIGHT_AXIS = 5.0       # domains whose spectra are this many times larger than the first one's get the right-hand axis
-
 _GAP = 4.0              # band spacings without a band (the water-vapour windows) that no line bridges
 
 
