@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import main
+from recordings import record
 from model.losses import kl_consistency
 from model.s2amsnet import S2AMSnet
 from utils.parity import ParityFileError, build, networks, replay, Recording
@@ -25,11 +26,26 @@ def test_the_released_recipe_reproduces_the_recorded_values(path, capsys):
     assert sum(line.startswith("ok") for line in lines) >= 40 and not [l for l in lines if l.startswith("FAIL")]
 
 
+@pytest.mark.parametrize("sizes", [
+    {}, {"n_bands": 102, "patch_size": 7, "classes": 7}, {"n_bands": 176, "classes": 12, "generator_channels": 24},
+    {"n_bands": 5, "patch_size": 13, "discriminator_channels": 128}, {"layers": [4, 8], "steps": 1, "batch": 1},
+    {"n_bands": 2, "classes": 2, "batch": 2, "steps": 3, "temperature": 0.5}])
+def test_recordings_of_any_size_are_replayed(tmp_path, sizes):
+    lines = list(replay(record(tmp_path / "any.safetensors", **sizes)))
+    assert all(line.holds for line in lines), [str(line) for line in lines if not line.holds]
+    assert len(lines) == 15 + len(sizes.get("layers", range(5))) - 5 + 6 * sizes.get("steps", 2) + 4
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("recording") / "whole.safetensors")
+
+
 @pytest.fixture
-def copy(tmp_path):
+def copy(tmp_path, whole):
     """A recording that a test may spoil."""
     def write(change_tensors=None, change_text=None):
-        tensors, text = load_file(RECORDINGS[0]), json.loads(RECORDINGS[0].with_suffix(".json").read_text())
+        tensors, text = load_file(whole), json.loads(whole.with_suffix(".json").read_text())
         if change_tensors:
             change_tensors(tensors)
         if change_text:
@@ -40,8 +56,7 @@ def copy(tmp_path):
     return write
 
 
-@needs_recording
-def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch):
+def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch, whole):
     plain = S2AMSnet.max_terms
 
     def wrong(self, x, domains):                # the same value, another gradient
@@ -50,12 +65,11 @@ def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch):
         return terms | {"consistency_max": terms["consistency_max"].detach() + kl - kl.detach()}
 
     monkeypatch.setattr(S2AMSnet, "max_terms", wrong)
-    failed = {line.quantity for line in replay(RECORDINGS[0]) if not line.holds}
+    failed = {line.quantity for line in replay(whole) if not line.holds}
     assert "gradient consistency_generator" in failed
     assert not any("step 0" in quantity for quantity in failed)
 
 
-@needs_recording
 @pytest.mark.parametrize("name", ["forward/x", "loop/1/noise", "final/x", "final/logits_eval", "forward/mmirn_layer_4",
                                   "gradient/mi_generator/Net1.generate1.weight",
                                   "init/discriminator/fc1.weight", "final/generator/Net2.bn2.running_var"])
@@ -65,7 +79,6 @@ def test_a_missing_quantity_is_named(copy, name):
         list(replay(path))
 
 
-@needs_recording
 @pytest.mark.parametrize("name", ["forward/x", "loop/0/y", "init/mmirn/model.1.weight", "forward/generated_1",
                                   "gradient/mi_mmirn/model.4.weight", "final/logits_eval"])
 def test_a_wrong_shape_is_named(copy, name):
@@ -74,7 +87,6 @@ def test_a_wrong_shape_is_named(copy, name):
         list(replay(path))
 
 
-@needs_recording
 @pytest.mark.parametrize("part,key", [("config", "temperature"), ("limits", "gradients")])
 def test_a_missing_setting_is_named(copy, part, key):
     path = copy(change_text=lambda text: text[part].pop(key))
@@ -82,7 +94,6 @@ def test_a_missing_setting_is_named(copy, part, key):
         list(replay(path))
 
 
-@needs_recording
 def test_a_value_out_of_its_limit_fails_the_command(copy, capsys):
     path = copy(lambda tensors: tensors["forward/logits_eval"].mul_(1.01))
     assert main.main(["parity", str(path)]) == 1

@@ -163,7 +163,12 @@ def networks(method: S2AMSnet) -> dict[str, torch.nn.Module]:
 
 
 def _relative_max(ours: Tensor, recorded: Tensor) -> float:
-    return float((ours - recorded).abs().max() / recorded.abs().max())
+    return _relative((ours - recorded).abs().max(), recorded.abs().max())
+
+
+def _relative(difference: Tensor, scale: Tensor) -> float:
+    """difference / scale; equal values differ by 0 also where the recorded one is 0 (MI of a batch of one)."""
+    return 0.0 if difference == 0 else float(difference / scale)
 
 
 def _forward(recording: Recording) -> Iterator[Line]:
@@ -223,7 +228,7 @@ def _relative_norm(ours: dict[str, Tensor], recorded: dict[str, Tensor], scale: 
             mine = compared(name, mine, network, recording.config["layers"])
             difference.append((mine - part).double().flatten())
             size.append(compared(name, scale[name], network, recording.config["layers"]).double().flatten())
-    return float(torch.cat(difference).norm() / torch.cat(size).norm())
+    return _relative(torch.cat(difference).norm(), torch.cat(size).norm())
 
 
 def _loop(recording: Recording) -> Iterator[Line]:
