@@ -11,7 +11,7 @@ demo: $(VENV)/ready
 	$(RUN) main.py tables runs/demo
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -rs
 
 # mmcv-lite asks for opencv-python, which needs a display library (libGL) that servers lack; the headless build of the
 # same version takes its place.

@@ -26,7 +26,7 @@ from utils.records import RunFolder, environment, open_run, peak_memory_mib, run
 from utils.scoring import score_run
 from utils.seeding import Streams
 from utils.selection import RULES
-from utils.session import Data, augmentation, backend_of, build_method, choose_device, load_data
+from utils.assembly import Data, augmentation, backend_of, build_method, choose_device, load_data
 from utils.tables import run_table
 from utils.tracking import Curves
 

@@ -24,7 +24,7 @@ from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of, map_scene
 from utils.records import find_runs, open_run, write_text
 from utils.run_figures import draw_run
-from utils.session import read_scene, scene_sampler
+from utils.assembly import read_scene, scene_sampler
 from utils.sweep import SweepConfig, run_sweep
 from utils.trained import Trained, load_released, load_run
 

@@ -21,7 +21,7 @@ from utils.config import FREE_ON_RESUME, TrainConfig, to_dict, to_yaml
 from utils.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from utils.session import Data
+    from utils.assembly import Data
 
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
 LABEL_LENGTH = 100        # of a folder's name, which file systems limit to 255 bytes; the hash keeps it unique

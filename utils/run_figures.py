@@ -20,7 +20,7 @@ from utils.predict import BATCH, map_scene
 from utils.records import RunFolder
 from utils.seeding import Streams
 from utils.selection import LAST
-from utils.session import Data, load_data
+from utils.assembly import Data, load_data
 from utils.trained import load_run
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of
 from utils.records import RunFolder, write_text
 from utils.selection import ORACLE
-from utils.session import Data
+from utils.assembly import Data
 
 
 def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, dict[str, Any]]) -> None:

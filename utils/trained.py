@@ -15,7 +15,7 @@ from utils.config import TrainConfig, check, parse_train
 from utils.errors import CheckpointError
 from utils.records import RunFolder
 from utils.seeding import Streams
-from utils.session import build_method, choose_device
+from utils.assembly import build_method, choose_device
 
 log = logging.getLogger(__name__)
 
