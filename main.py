@@ -72,7 +72,7 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
     steps = data.train.epoch_length(config.batch_size)
     curves = Curves(run.path / "tensorboard" if config.tensorboard else None, config.log_interval)
     interactive = sys.stderr.isatty()
-    if state["epoch"] == 0 and not run.diagnostics.exists():
+    if state["epoch"] == 0 and not run.records(run.diagnostics):
         diagnose(run, config, data, method, 0)
     with tqdm(total=config.max_epoch * steps, initial=state["epoch"] * steps, unit="step", dynamic_ncols=True,
               mininterval=0.2 if interactive else PATIENT_BAR) as bar:

@@ -124,7 +124,7 @@ def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | N
         with rasterio.open(path) as file:
             array = np.moveaxis(file.read(), 0, 2)
             if file.nodata is not None:
-                missing = array == file.nodata        # 0 may also be a dark pixel's value in single bands
+                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata        # 0 may also be a dark pixel's value in single bands
                 missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
                 array = array.astype(np.float32)
                 array[missing] = nodata
@@ -155,6 +155,9 @@ def read_description(path: Path) -> SceneFile:
         raise SceneFormatError(f"{path} is not a valid YAML text file: {error}") from error
     if not isinstance(content, dict):
         raise SceneFormatError(f"{path} must hold key: value pairs (see configs/scene for examples).")
+    for part in ("cube", "labels"):
+        if part in content and not isinstance(content[part], dict):
+            raise SceneFormatError(f"{path}: {part} must name a file, as in {part}: {{file: scene.mat, key: map}}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SceneFile)
     try:
@@ -221,7 +224,7 @@ def _read_part(entry: SceneFile, part: str, folder: Path, digests: dict[str, str
         array, place = read_mat(path, source.key), None
     else:
         array, place = read_raster(path, nodata=np.nan if part == "cube" else 0)
-    digests[path.name] = sha256(path)
+    digests[source.file] = sha256(path)
     return array, place
 
 

@@ -31,11 +31,15 @@ class MMIRN(nn.Module):
         self.taps = frozenset(taps)
         self.model = nn.Sequential(*layers[:max(taps) + 1])
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth."""
-        features, h = [], x
+    def layer_outputs(self, x: Tensor) -> dict[int, Tensor]:
+        """[N, B, P, P] -> tapped layer -> its output [N, C_l, H_l, W_l], in order of depth."""
+        outputs, h = {}, x
         for i, layer in enumerate(self.model):
             h = layer(h)
             if i in self.taps:
-                features.append(h.flatten(1))
-        return features
+                outputs[i] = h
+        return outputs
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth."""
+        return [h.flatten(1) for h in self.layer_outputs(x).values()]

@@ -41,7 +41,8 @@ class S2AMSnet(Method):
                                                               settings.mmirn_filters)
         self.min_optimiser = self.add_optimiser("discriminator", self.discriminator)
         self.generator_optimiser = self.add_optimiser("generators", self.generators)
-        self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if self.mmirn else None
+        learns = self.mmirn is not None and any(True for _ in self.mmirn.parameters())      # not with layer 0 alone
+        self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if learns else None
 
     def _build_generator(self, name: str) -> Generator:
         s, cut = self.settings, self.settings.ablate
@@ -108,12 +109,12 @@ class S2AMSnet(Method):
         terms = self.max_terms(x, domains)
         loss = self.max_loss(terms)
         self.generator_optimiser.zero_grad(set_to_none=True)
-        if self.mmirn and self.settings.mmirn_gradients == "zeroed":
+        if self.mmirn_optimiser and self.settings.mmirn_gradients == "zeroed":
             self.mmirn_optimiser.zero_grad(set_to_none=True)
         if loss.requires_grad:                  # not where both of its terms are ablated
             loss.backward()
             self.generator_optimiser.step()
-            if self.mmirn:
+            if self.mmirn_optimiser:
                 self.mmirn_optimiser.step()
         return terms | {"loss_max": loss}
 

@@ -64,7 +64,7 @@ def _record(path, steps, sizes):
         tensors |= {f"forward/generated_{i}": g for i, g in enumerate(generated, 1)}
         tensors |= {"forward/logits_train": method.discriminator(x), "forward/logits_eval": method.predict(x).clone()}
         source = method.mmirn(x)
-        tensors |= {f"forward/mmirn_layer_{layer}": f for layer, f in zip(sorted(config["layers"]), source)}
+        tensors |= {f"forward/mmirn_layer_{layer}": f for layer, f in method.mmirn.layer_outputs(x).items()}
         tensors |= {f"forward/mi_loss_{i}": mutual_information(method.mmirn(g), source, config["temperature"], False)[None]
                     for i, g in enumerate(generated, 1)}
     method, losses = build(config), []

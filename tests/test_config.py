@@ -66,6 +66,8 @@ def test_files_are_layered_and_the_command_line_wins(tmp_path):
     (tmp_path / "b.yaml").write_text("lr: 0.2\n")
     config = parse_train(["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--seed", "7"])
     assert (config.lr, config.batch_size, config.seed) == (0.2, 32, 7)
+    config = parse_train(["--lr", "0.3", "--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"])
+    assert (config.lr, config.batch_size) == (0.3, 32)
 
 
 def test_the_resolved_config_reads_back(tmp_path):

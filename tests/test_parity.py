@@ -28,7 +28,7 @@ def test_the_released_recipe_reproduces_the_recorded_values(path, capsys):
 
 @pytest.mark.parametrize("sizes", [
     {}, {"n_bands": 102, "patch_size": 7, "classes": 7}, {"n_bands": 176, "classes": 12, "generator_channels": 24},
-    {"n_bands": 5, "patch_size": 13, "discriminator_channels": 128}, {"layers": [4, 8], "steps": 1, "batch": 1},
+    {"n_bands": 102, "patch_size": 13, "discriminator_channels": 128}, {"layers": [4, 8], "steps": 1, "batch": 1},
     {"n_bands": 2, "classes": 2, "batch": 2, "steps": 3, "temperature": 0.5}])
 def test_recordings_of_any_size_are_replayed(tmp_path, sizes):
     lines = list(replay(record(tmp_path / "any.safetensors", **sizes)))
@@ -76,6 +76,28 @@ def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch, 
 def test_a_missing_quantity_is_named(copy, name):
     path = copy(lambda tensors: tensors.pop(name))
     with pytest.raises(ParityFileError, match="lacks"):
+        list(replay(path))
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text["losses"][0]["ce"].pop(), lambda text: text.update(limits=None), lambda text: text.update(losses=[]),
+    lambda text: text["config"].update(layers=None), lambda text: text["config"].update(lr="fast"),
+    lambda text: text["losses"].pop(), lambda text: text["losses"].append(text["losses"][0])])
+def test_a_description_of_another_form_is_named(copy, change):
+    with pytest.raises(ParityFileError, match="lacks|must"):
+        list(replay(copy(change_text=change)))
+
+
+def test_other_number_types_and_another_number_of_last_patches_are_taken(copy):
+    path = copy(lambda t: t.update({"loop/0/y": t["loop/0/y"].int(), "loop/0/x": t["loop/0/x"].double(),
+                                    "final/x": t["final/x"][:2].clone(),
+                                    "final/logits_eval": t["final/logits_eval"][:2].clone()}))
+    assert all(line.holds for line in replay(path))
+
+
+def test_an_equal_number_of_values_in_another_shape_is_named(copy):
+    path = copy(lambda t: t.update({"forward/generated_1": t["forward/generated_1"].flatten(1)}))
+    with pytest.raises(ParityFileError, match="forward/generated_1 has shape"):
         list(replay(path))
 
 

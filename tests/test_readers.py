@@ -144,7 +144,7 @@ def test_errors_of_files_say_what_to_do(pair, tmp_path):
     {"class_names": ["a", "a"]}, {"name": None}, {"rgb_bands": 3}, {"rgb_bands": [1, 2]}, {"rgb_bands": [0.5, 1, 2]},
     {"rgb_bands": ["a", "b", "c"]}, {"wavelengths": 400}, {"wavelengths": [[400, 500]]}, {"wavelengths": ["a"]},
     {"wavelengths": {"file": "field.mat"}}, {"folder": 3}, {"cube": {"file": 3}}, {"cube": {"file": "a.mat", "kye": "b"}},
-    {"cube": None}])
+    {"cube": None}, {"cube": "field.mat"}, {"labels": "field.yaml"}])
 def test_a_scene_file_of_another_form_is_named(pair, entry):
     pair.change(pair.source, **entry)
     with pytest.raises(SceneFormatError, match="field.yaml.*" + next(iter(entry))):

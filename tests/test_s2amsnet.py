@@ -217,6 +217,11 @@ def test_impossible_combinations_are_refused():
         build(contrast_layers=[4, 99])
 
 
+def test_layer_zero_alone_compares_the_patches_themselves():
+    method, (x, y) = build(contrast_layers=[0]), batch()
+    assert method.mmirn_optimiser is None and method.update(x, y)["mi"] > 0
+
+
 def test_source_cross_entropy_is_a_switch():
     x, y = batch()
     assert "ce_source" not in build().update(x, y)

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.records import RunFolder
 
 
-def write_run(folder, label, seed, last, val, oracle=None, status="done", **setting):
+def write_run(folder, label, seed, last, val, oracle=None, status="done", data="one", target="B", **setting):
     folder.mkdir(parents=True)
     score = lambda x: {"oa": x, "aa": x - 0.1, "kappa": x - 0.2, "macro_f1": x - 0.3, "per_class": [x, None], "n": 10}
     entry = lambda x, epoch: {"epoch": epoch, "source_val": {"oa": 0.99}, "target": score(x), "confusion": [[1, 2], [0, 0]]}
@@ -22,8 +22,9 @@ def write_run(folder, label, seed, last, val, oracle=None, status="done", **sett
         content["oracle"] = entry(oracle, 7)
     if status == "done":
         (folder / "evaluation.json").write_text(json.dumps(content))
-    (folder / "run.json").write_text(json.dumps({"label": label, "source": "A", "target": "B", "seed": seed,
-                                                 "classes": ["x", "y"], "status": status}))
+    (folder / "run.json").write_text(json.dumps({"label": label, "source": "A", "target": target, "seed": seed,
+                                                 "classes": ["x", "y"], "status": status, "sha256": {"a": data}}))
+    (folder / "diagnostics.jsonl").write_text('{"epoch": 0, "gradient_mi": 2, "gradient_consistency_max": 1}\n')
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "data_path": str(folder)} | setting))
 
 
@@ -77,6 +78,29 @@ def test_a_repetition_and_a_damaged_folder_are_left_out_with_a_word(tmp_path, ca
     table, = tables.pair_tables(tables.collect([tmp_path])).values()
     assert table.loc["erm", "last: OA"] == "60.0" and table.loc["erm", "n"] == "1"
     assert "repeats the setting" in caplog.text and caplog.text.count("damaged") == 2
+
+
+def test_a_finished_run_goes_before_an_unfinished_twin_and_an_oracle_before_none(tmp_path):
+    write_run(tmp_path / "a", "erm", 0, 0.1, 0.1, status="failed")
+    write_run(tmp_path / "b", "erm", 0, 0.6, 0.5)
+    write_run(tmp_path / "c", "erm", 0, 0.6, 0.5, oracle=0.9)
+    honest, oracle = tables.pair_tables(tables.collect([tmp_path])).values()
+    assert honest.loc["erm", "n"] == "1" and honest.loc["erm", "last: OA"] == "60.0"
+    assert oracle.loc["erm", "oracle: OA"] == "90.0"
+
+
+def test_runs_on_different_data_are_never_averaged(tmp_path):
+    write_run(tmp_path / "a", "erm", 0, 0.9, 0.5, data="real")
+    write_run(tmp_path / "b", "erm", 1, 0.1, 0.5, data="surrogate")
+    table, = tables.pair_tables(tables.collect([tmp_path])).values()
+    assert len(table) == 3 and all(" data=" in name for name in table.index[:2])
+
+
+def test_gradients_of_different_pairs_are_never_averaged(tmp_path):
+    write_run(tmp_path / "a", "s2amsnet paper", 0, 0.9, 0.5)
+    write_run(tmp_path / "b", "s2amsnet paper", 0, 0.9, 0.5, target="C")
+    table = tables.gradient_table(tables.collect([tmp_path]))
+    assert set(table["n"]) == {"1"} and len(table) == 4
 
 
 def test_mean_and_sample_deviation():

@@ -38,7 +38,7 @@ def test_a_run_leaves_its_records(pair, tmp_path, capsys, words):
     about = run.read_run()
     assert about["status"] == "done" and about["seed"] == 333 and about["versions"]["torch"] and about["backend"]
     assert about["seconds"] > 0 and about["peak_memory_mib"] > 0
-    assert set(about["sha256"]) == {"field/field.mat", "field/field_gt.mat", "coast/coast.mat", "coast/coast_gt.mat"}
+    assert set(about["sha256"]) == {"source/field.mat", "source/field_gt.mat", "target/coast.mat", "target/coast_gt.mat"}
     content = json.loads(run.evaluation.read_text())
     assert set(content["rules"]) == {"last", "source-val"} and "oracle" not in content
     for entry in content["rules"].values():
@@ -67,7 +67,7 @@ def test_the_target_is_sealed(pair, tmp_path, scenes, words):
     labels[labels > 0] = rng.permutation(labels[labels > 0])
     write_mat_v5(pair.folder / "coast_gt.mat", {"map": labels})
     second = pair.run("--oracle", *words, save_path=tmp_path / "b")
-    assert first.read_run()["sha256"]["coast/coast_gt.mat"] != second.read_run()["sha256"]["coast/coast_gt.mat"]
+    assert first.read_run()["sha256"]["target/coast_gt.mat"] != second.read_run()["sha256"]["target/coast_gt.mat"]
     if "erm" in words:                      # trained far enough to be better than a constant answer
         assert first.records(first.oracle) != second.records(second.oracle)
     assert same_state(weights(first), weights(second))
@@ -230,7 +230,7 @@ def test_resume_refuses_other_data_and_another_kind_of_device(pair, tmp_path, sc
     labels[labels == 1] = 2
     labels[0, :4] = 1
     write_mat_v5(pair.folder / "field_gt.mat", {"map": labels})
-    with pytest.raises(CheckpointError, match="other data: field/field_gt.mat changed"):
+    with pytest.raises(CheckpointError, match="other data: source/field_gt.mat changed"):
         main.train(["--resume", str(run.path), "--max_epoch", "3"])
     assert run.read_run()["status"] == "done" and checkpoint.load(run.checkpoint)["state"]["epoch"] == 2
 

@@ -39,8 +39,8 @@ class Data:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """scene/file -> digest."""
-        return {f"{scene.name}/{name}": digest for scene in (self.source, self.target) if scene
+        """source/file and target/file -> digest."""
+        return {f"{role}/{name}": digest for role, scene in (("source", self.source), ("target", self.target)) if scene
                 for name, digest in scene.sha256.items()}
 
 
@@ -51,6 +51,7 @@ def choose_device(gpu: int) -> torch.device:
     if not torch.cuda.is_available():
         log.info("No GPU was found: running on the CPU (%d threads).", torch.get_num_threads())
         return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False      # convolutions in true float32, as the recorded values
     if gpu >= torch.cuda.device_count():
         raise ConfigError(f"gpu {gpu} does not exist; this machine has {torch.cuda.device_count()} (0 is the first).")
     return torch.device("cuda", gpu)

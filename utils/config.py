@@ -169,7 +169,7 @@ def to_yaml(config: TrainConfig) -> str:
 
 def tidy(argv: list[str], kind: type) -> list[str]:
     """The spellings that the released code's users know, in jsonargparse's: a boolean flag alone is true; a list may
-    be `a b` or `a,b`; nce_layers is contrast_layers."""
+    be `a b` or `a,b`; nce_layers is contrast_layers.  Config files go to the front, so that flags win over them."""
     types = {f"--{entry.name}": str(typing.get_type_hints(kind)[entry.name]) for entry in fields(kind)}
     out, rest = [], list(argv)
     while rest:
@@ -188,4 +188,5 @@ def tidy(argv: list[str], kind: type) -> list[str]:
             if taken and not taken[0].startswith("["):
                 taken = ["[" + ",".join(taken) + "]"]
         out += taken
-    return out
+    files = [i for i, word in enumerate(out) if word.startswith("--config=") or "--config" in (word, *out[max(i - 1, 0):i])]
+    return [out[i] for i in files] + [word for i, word in enumerate(out) if i not in files]

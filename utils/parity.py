@@ -65,28 +65,40 @@ class Recording:
             raise ParityFileError(f"{path} or its .json cannot be read: {error}") from error
         self.config = self._section(description, "config", CONFIG_KEYS)
         self.limits = self._section(description, "limits", LIMIT_KEYS)
-        self.losses = description.get("losses", [])
-        self.steps = len({name.split("/")[1] for name in self.tensors if name.startswith("loop/")})
-        if self.steps == 0:
-            raise ParityFileError(f"{path} lacks loop/0/x: it records no training step.")
-        if len(self.losses) != self.steps:
-            raise ParityFileError(f"{path} records {self.steps} steps but its .json has losses of {len(self.losses)}.")
-        for entry in self.losses:
-            self._section({"losses": entry}, "losses", LOSS_KEYS)
+        if not isinstance(self.config["layers"], list) or not self.config["layers"]:
+            raise ParityFileError(f"{path.with_suffix('.json')}: config.layers must be a list of layers.")
+        self.losses = description.get("losses") or []
+        if not isinstance(self.losses, list) or not self.losses:
+            raise ParityFileError(f"{path.with_suffix('.json')} lacks losses: it records no training step.")
+        for i, entry in enumerate(self.losses):
+            self._section({f"losses[{i}]": entry}, f"losses[{i}]", LOSS_KEYS)
+            if not isinstance(entry["ce"], list) or len(entry["ce"]) != 4:
+                raise ParityFileError(f"{path.with_suffix('.json')}: losses[{i}].ce must hold four values.")
+        beyond = {name.split("/")[1] for name in self.tensors if name.startswith("loop/")} - \
+            {str(i) for i in range(len(self.losses))}
+        if beyond:
+            raise ParityFileError(f"{path.with_suffix('.json')} lacks the losses of step {min(beyond)}.")
 
     def _section(self, description: dict, name: str, keys: Iterable[str]) -> dict:
+        section = description.get(name) if isinstance(description, dict) else None
         for key in keys:
-            if key not in description.get(name, {}):
+            if not isinstance(section, dict) or key not in section:
                 raise ParityFileError(f"{self.path.with_suffix('.json')} lacks {name}.{key}.")
-        return description[name]
+            if key not in ("layers", "ce") and not isinstance(section[key], (int, float)):
+                raise ParityFileError(f"{self.path.with_suffix('.json')}: {name}.{key} must be a number.")
+        return section
 
     def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A recorded tensor, its shape checked (-1: any size); whole numbers as int64, λ as float64, others float32."""
         if name not in self.tensors:
             raise ParityFileError(f"{self.path} lacks {name}.")
         value = self.tensors[name]
-        if shape is not None and tuple(value.shape) != tuple(shape):
+        if shape is not None and (value.dim() != len(shape) or any(want not in (-1, have) for want, have in
+                                                                   zip(shape, value.shape))):
             raise ParityFileError(f"{self.path}: {name} has shape {tuple(value.shape)}, its config says {tuple(shape)}.")
-        return value
+        if not value.is_floating_point():
+            return value.long()
+        return value.double() if name.endswith("/lambda") else value.float()
 
     def network(self, group: str, network: str, into: torch.nn.Module, kind: str) -> dict[str, Tensor]:
         """The tensors of one network under our names: every parameter of `into` ('gradient'; those that have none in
@@ -181,17 +193,12 @@ def _forward(recording: Recording) -> Iterator[Line]:
         values["logits_train"] = method.discriminator(x)
         values["logits_eval"] = method.predict(x).clone()
         source = method.mmirn(x)
-        for layer, features in zip(sorted(recording.config["layers"]), source):
-            values[f"mmirn_layer_{layer}"] = features
+        values |= {f"mmirn_layer_{layer}": features for layer, features in method.mmirn.layer_outputs(x).items()}
         for i in (1, 2):
             features = method.mmirn(values[f"generated_{i}"])
-            values[f"mi_loss_{i}"] = mutual_information(features, source, method.settings.temp, normalise=False)
+            values[f"mi_loss_{i}"] = mutual_information(features, source, method.settings.temp, normalise=False)[None]
     for name, value in values.items():
-        recorded = recording.get(f"forward/{name}")
-        if recorded.numel() != value.numel():
-            raise ParityFileError(f"{recording.path}: forward/{name} has shape {tuple(recorded.shape)}, its config says "
-                                  f"{value.numel()} values.")
-        yield Line(f"forward {name}", _relative_max(value.flatten(), recorded.flatten()), limit)
+        yield Line(f"forward {name}", _relative_max(value, recording.get(f"forward/{name}", tuple(value.shape))), limit)
 
 
 def _gradients(recording: Recording) -> Iterator[Line]:
@@ -248,7 +255,7 @@ def _loop(recording: Recording) -> Iterator[Line]:
         moved = {name: final[name] - initial[name] for name in final}
         yield Line(f"final {network}", _relative_norm(module.state_dict(), final, moved, network, recording),
                    recording.limits[f"final_{network}"])
-    n, bands, patch = (recording.config[key] for key in ("batch", "n_bands", "patch_size"))
-    logits = method.predict(recording.get("final/x", (n, bands, patch, patch)))
+    bands, patch = recording.config["n_bands"], recording.config["patch_size"]
+    logits = method.predict(recording.get("final/x", (-1, bands, patch, patch)))
     recorded = recording.get("final/logits_eval", tuple(logits.shape))
     yield Line("final logits", _relative_max(logits, recorded), recording.limits["final_logits"])

@@ -46,7 +46,7 @@ class RunFolder:
         if config.run_name is not None and Path(config.run_name).name != config.run_name:
             raise ConfigError(f"run_name '{config.run_name}' must be a plain name; the folder above it is --save_path.")
         folder, number = cls(Path(config.save_path) / (config.run_name or name)), 1
-        while folder.config.exists():
+        while folder.checkpoint.exists():           # without one a run never started, and its folder is free
             if folder.read_run().get("status") != "done":
                 raise ConfigError(f"{folder.path} is there already, unfinished. Go on with it: --resume {folder.path}, or "
                                   "give this run another --run_name.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -115,10 +116,11 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
 
 
 def _run(command: list[str]) -> int:
-    """Run a command to its end, also where Ctrl-C reaches both: the run then says itself how to go on."""
+    """Run a command to its end.  An interruption is passed on to it, so that it can save and say how to go on."""
     with subprocess.Popen(command) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -55,31 +56,30 @@ def _per_class(content: dict[str, Any], classes: list[str]) -> pd.DataFrame:
 def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders below `folders`.
 
-    Columns: pair, method (label), setting (all other settings that can change a result, as JSON), seed, planned (runs of
+    Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as JSON), seed, planned (runs of
     this setting, unfinished ones included), rule, epoch, source_val (OA), oa, aa, kappa, macro_f1, the constant answer's
     scores as constant_*, folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition
     of the same setting and seed are left out with a word.  Raises UserError where nothing is left.
     """
-    rows: list[dict[str, Any]] = []
-    started: Counter[tuple] = Counter()
-    seen: set[tuple] = set()
+    found: dict[tuple, _Found] = {}
     for run in find_runs(folders):
         try:
-            found = _run_rows(run)
+            new = _run_rows(run)
         except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
             continue
-        key = (found.pair, found.method, found.setting)
-        if (*key, found.seed) in seen:
-            log.warning("%s is left out: it repeats the setting and seed of another run.", run.path)
-            continue
-        seen.add((*key, found.seed))
-        started[key] += 1
-        rows += found.rows
+        old = found.get(new.key)
+        if old and old.rows and new.rows:
+            log.warning("%s is left out: it repeats the setting and seed of another run.",
+                        run.path if len(old.rows) >= len(new.rows) else old.rows[0]["folder"])
+        if old is None or len(new.rows) > len(old.rows):      # finished before unfinished, with oracle before without
+            found[new.key] = new
+    rows = [row for run in found.values() for row in run.rows]
     if not rows:
         raise UserError(f"No finished run with a labelled target below {', '.join(map(str, folders))}.")
+    planned = Counter(key[:-1] for key in found)
     table = pd.DataFrame(rows)
-    table["planned"] = [started[key] for key in zip(table["pair"], table["method"], table["setting"])]
+    table["planned"] = [planned[key] for key in zip(table["pair"], table["method"], table["setting"])]
     return table.sort_values(["pair", "method", "setting", "seed"], kind="stable", ignore_index=True)
 
 
@@ -93,10 +93,16 @@ class _Found:
     seed: int
     rows: list[dict[str, Any]]
 
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.pair, self.method, self.setting, self.seed
+
 
 def _run_rows(run: RunFolder) -> _Found:
     about, config = run.read_run(), yaml.safe_load(run.config.read_text())
-    setting = json.dumps({name: value for name, value in config.items() if name not in _NO_SETTING}, sort_keys=True)
+    settings = {name: value for name, value in config.items() if name not in _NO_SETTING}
+    data = hashlib.sha256(json.dumps(about["sha256"], sort_keys=True).encode()).hexdigest()[:8]
+    setting = json.dumps(settings | {"data": data}, sort_keys=True)
     place = {"pair": f"{about['source']} → {about['target']}", "method": about["label"], "setting": setting,
              "seed": about["seed"]}
     if about["status"] != "done":
@@ -141,8 +147,9 @@ def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
     the generated domains' distance from the source (means), at the start and at the end of training."""
     rows = []
     runs = runs.assign(name=named_settings(runs))
-    for (name, seed, folder), _ in runs.groupby(["name", "seed", "folder"], sort=False):
-        run = RunFolder(folder)
+    several = runs["pair"].nunique() > 1
+    for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
+        run, name = RunFolder(folder), f"{pair}, {name}" if several else name
         if records := run.records(run.diagnostics):
             rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
                                                                                 ("end", records[-1]))]
