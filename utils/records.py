@@ -122,10 +122,9 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def run_label(settings: Settings) -> str:
-    """How a run is called in every record and table: method, and for S²AMSnet recipe, flipped switches, ablations."""
+    """How a run is called in every record and table: method, recipe, flipped switches, ablations."""
     switches = "".join(f" {name}={_short(value)}" for name, value in flipped_switches(settings).items())
-    recipe = f" {settings.recipe}" if settings.method == "s2amsnet" or switches else ""
-    return settings.method + recipe + switches + "".join(f" {name}" for name in settings.ablate)
+    return f"{settings.method} {settings.recipe}{switches}" + "".join(f" {name}" for name in settings.ablate)
 
 
 def _short(value: Any) -> str:
