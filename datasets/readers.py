@@ -124,7 +124,8 @@ def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | N
         with rasterio.open(path) as file:
             array = np.moveaxis(file.read(), 0, 2)
             if file.nodata is not None:
-                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata        # 0 may also be a dark pixel's value in single bands
+                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
+                # 0 may also be a dark pixel's value in single bands
                 missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
                 array = array.astype(np.float32)
                 array[missing] = nodata

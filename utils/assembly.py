@@ -30,7 +30,6 @@ class Data:
     train: PatchSampler
     val: PatchSampler
     test: PatchSampler | None
-
     patch_size: int
 
     @property
@@ -51,9 +50,9 @@ def choose_device(gpu: int) -> torch.device:
     if not torch.cuda.is_available():
         log.info("No GPU was found: running on the CPU (%d threads).", torch.get_num_threads())
         return torch.device("cpu")
-    torch.backends.cudnn.allow_tf32 = False      # convolutions in true float32, as the recorded values
     if gpu >= torch.cuda.device_count():
         raise ConfigError(f"gpu {gpu} does not exist; this machine has {torch.cuda.device_count()} (0 is the first).")
+    torch.backends.cudnn.allow_tf32 = False      # convolutions in true float32, as the recorded values
     return torch.device("cuda", gpu)
 
 

@@ -18,13 +18,13 @@ from datasets.readers import DATA_ROOT
 from datasets.scene import Scene
 from datasets.writers import write_map
 from utils import figures, parity as recorded, released, tables as table_maker
+from utils.assembly import read_scene, scene_sampler
 from utils.config import parse_command, tidy
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of, map_scene
 from utils.records import find_runs, open_run, write_text
 from utils.run_figures import draw_run
-from utils.assembly import read_scene, scene_sampler
 from utils.sweep import SweepConfig, run_sweep
 from utils.trained import Trained, load_released, load_run
 
@@ -207,5 +207,5 @@ def prepare(words: list[str]) -> None:
 
 
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
-    "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "sweep": sweep, "tables": tables,
-    "prepare": prepare}
+    "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "sweep": sweep,
+    "tables": tables, "prepare": prepare}

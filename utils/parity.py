@@ -192,8 +192,9 @@ def _forward(recording: Recording) -> Iterator[Line]:
             values[f"generated_{i}"] = method.generators[name](x, z)
         values["logits_train"] = method.discriminator(x)
         values["logits_eval"] = method.predict(x).clone()
-        source = method.mmirn(x)
-        values |= {f"mmirn_layer_{layer}": features for layer, features in method.mmirn.layer_outputs(x).items()}
+        layers = method.mmirn.layer_outputs(x)
+        source = [features.flatten(1) for features in layers.values()]
+        values |= {f"mmirn_layer_{layer}": features for layer, features in layers.items()}
         for i in (1, 2):
             features = method.mmirn(values[f"generated_{i}"])
             values[f"mi_loss_{i}"] = mutual_information(features, source, method.settings.temp, normalise=False)[None]

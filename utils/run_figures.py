@@ -15,12 +15,12 @@ from datasets.patches import PatchSampler
 from model.methods import Method
 from model.methods.base import buffers_kept
 from utils import figures
+from utils.assembly import Data, load_data
 from utils.config import TrainConfig
 from utils.predict import BATCH, map_scene
 from utils.records import RunFolder
 from utils.seeding import Streams
 from utils.selection import LAST
-from utils.assembly import Data, load_data
 from utils.trained import load_run
 
 log = logging.getLogger(__name__)

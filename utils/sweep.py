@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _FORM = {"config": (list, str), "settings": (dict, None), "variants": (list, dict), "seeds": (list, int),
          "save_path": (str, None)}
 
+
 @dataclass
 class SweepFile:
     """What a sweep file holds: `config` files (layered) and `settings` of every run, `variants` (settings of some),

@@ -56,10 +56,10 @@ def _per_class(content: dict[str, Any], classes: list[str]) -> pd.DataFrame:
 def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders below `folders`.
 
-    Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as JSON), seed, planned (runs of
-    this setting, unfinished ones included), rule, epoch, source_val (OA), oa, aa, kappa, macro_f1, the constant answer's
-    scores as constant_*, folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition
-    of the same setting and seed are left out with a word.  Raises UserError where nothing is left.
+    Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as
+    JSON), seed, planned (runs of this setting, unfinished ones included), rule, epoch, source_val (OA), oa, aa, kappa,
+    macro_f1, the constant answer's scores as constant_*, folder; scores as fractions.  A folder that cannot be read, an
+    unfinished run and a repetition of the same setting and seed are left out with a word.  Raises UserError where nothing is left.
     """
     found: dict[tuple, _Found] = {}
     for run in find_runs(folders):

@@ -11,11 +11,11 @@ import torch
 
 from model.methods import Method, Task
 from utils import checkpoint, released
+from utils.assembly import build_method, choose_device
 from utils.config import TrainConfig, check, parse_train
 from utils.errors import CheckpointError
 from utils.records import RunFolder
 from utils.seeding import Streams
-from utils.assembly import build_method, choose_device
 
 log = logging.getLogger(__name__)
 
