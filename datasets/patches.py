@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.ops import gather_patches
+from model.ops import cuda, gather_patches, patches_cpu, resolve_backend
+from model.ops.reference import RADIATION_GAIN, RADIATION_NOISE, gather_spectra
 
-RADIATION_GAIN = (0.9, 1.1)      # alpha of the radiation noise, per patch
-RADIATION_NOISE = 1 / 25         # standard deviation of its additive part, per value
 MIXTURE_WEIGHT = (0.01, 1.0)     # range of the two weights of the mixture noise, per patch
+FUSED = {"cpu": patches_cpu.gather_augmented, "cupy": cuda.gather_augmented}     # gather, flips and noise in one pass
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,9 @@ class Augmentation:
 
 
 def place(cube: np.ndarray, device: torch.device) -> Tensor:
-    """A preprocessed cube [H, W, B] on the device as [B, H, W].
-
-    In memory it is laid out as the gather reads it fastest: band by band on a GPU, where neighbouring threads copy
-    neighbouring pixels, pixel by pixel on a CPU, which copies whole spectra.
-    """
-    placed = torch.from_numpy(cube).to(device).permute(2, 0, 1)
-    return placed.contiguous() if device.type == "cuda" else placed
+    """A preprocessed cube [H, W, B] on the device as [B, H, W]; a pixel's bands stay side by side in memory, since
+    every gather copies whole spectra."""
+    return torch.from_numpy(cube).to(device).permute(2, 0, 1)
 
 
 class PatchSampler:
@@ -42,11 +38,22 @@ class PatchSampler:
     the data.
     """
 
-    def __init__(self, cube: Tensor, centres: np.ndarray, labels: np.ndarray, patch_size: int,
-                 backend: str = "auto", repeat: int = 1):
-        """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1."""
+    def __init__(self, cube: Tensor, centres: np.ndarray, labels: np.ndarray, patch_size: int, backend: str = "auto",
+                 repeat: int = 1, memory_format: torch.memory_format | None = None):
+        """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1.
+
+        `memory_format` of the patches: None means what the backend's kernels like best, channels_last for all but the
+        reference.  Raises ValueError for a centre outside the scene.
+        """
+        centres, size = np.asarray(centres, np.int64), cube.shape[1:]
+        outside = centres[((centres < 0) | (centres >= size)).any(1)]
+        if len(outside):
+            raise ValueError(f"PatchSampler: centre {tuple(outside[0].tolist())} lies outside the scene of {size[0]} x "
+                             f"{size[1]} pixels.")
         self.cube, self.patch_size, self.backend, self.repeat = cube, patch_size, backend, repeat
-        self.centres = torch.from_numpy(np.asarray(centres, np.int64)).to(cube.device)   # [M, 2]
+        plain = resolve_backend(backend, cube.device) == "reference"
+        self.memory_format = memory_format or (torch.contiguous_format if plain else torch.channels_last)
+        self.centres = torch.from_numpy(centres).to(cube.device)                         # [M, 2]
         self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(cube.device)     # [M]
         self._by_class = torch.argsort(self.labels, stable=True)                         # [M], grouped by class
         self._class_count = torch.bincount(self.labels)
@@ -61,7 +68,17 @@ class PatchSampler:
 
     def patches(self, index: Tensor) -> Tensor:
         """[N] sample numbers -> [N, B, P, P]."""
-        return gather_patches(self.cube, self.centres[index], self.patch_size, backend=self.backend)
+        centres = self.centres[index]
+        if not self._channels_last:
+            return gather_patches(self.cube, centres, self.patch_size, backend=self.backend)
+        if resolve_backend(self.backend, self.cube.device) == "cupy":
+            return cuda.gather_patches(self.cube, centres, self.patch_size, channels_last=True)
+        offsets = torch.arange(self.patch_size, device=centres.device) - self.patch_size // 2                   # [P]
+        return gather_spectra(self.cube, centres[:, :1] + offsets, centres[:, 1:] + offsets).permute(0, 3, 1, 2)
+
+    @property
+    def _channels_last(self) -> bool:
+        return self.memory_format == torch.channels_last
 
     def in_order(self, batch_size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples once (or `most` of them, evenly spread), in order, untouched: (x [N, B, P, P], y [N])."""
@@ -78,13 +95,19 @@ class PatchSampler:
         device = self.labels.device
         shuffled = (torch.randperm(len(self) * self.repeat, generator=order) % len(self)).to(device)
         for index in shuffled.split(batch_size):
-            yield self._augment(self.patches(index), index, noise, augmentation), self.labels[index]
+            yield self._augmented(index, noise, augmentation), self.labels[index]
 
-    def _augment(self, x: Tensor, index: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
-        if augmentation.flip:
-            x = flip(x, rng)
-        if augmentation.radiation:
-            x = radiation_noise(x, rng)
+    def _augmented(self, index: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
+        """The augmented patches of [N] sample numbers."""
+        fused = FUSED.get(resolve_backend(self.backend, self.cube.device))
+        if not (augmentation.flip or augmentation.radiation):
+            x = self.patches(index)
+        elif fused:
+            seed = torch.empty(1, dtype=torch.int64, device=self.cube.device).random_(-2 ** 63, None, generator=rng)
+            x = fused(self.cube, self.centres[index], self.patch_size, seed, flip=augmentation.flip,
+                      radiation=augmentation.radiation, channels_last=self._channels_last)
+        else:
+            x = self._step_by_step(self.centres[index], rng, augmentation)
         if augmentation.mixture:
             labels = self.labels[index]
             pick = torch.rand(len(index), generator=rng, device=x.device) * self._class_count[labels]
@@ -92,36 +115,44 @@ class PatchSampler:
             x = mixture_noise(x, self.patches(partner), rng)
         return x
 
+    def _step_by_step(self, centres: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
+        """Flipped and noisy patches in plain PyTorch.  Flips cost nothing, as the order in which pixels are read."""
+        turn = flips(len(centres), rng) if augmentation.flip else centres.new_ones(len(centres), 2)
+        offsets = torch.arange(self.patch_size, device=centres.device) - self.patch_size // 2                   # [P]
+        places = centres[:, :, None] + turn[:, :, None] * offsets                                            # [N, 2, P]
+        x = gather_spectra(self.cube, places[:, 0], places[:, 1])                                         # [N, P, P, B]
+        if augmentation.radiation:
+            x = radiation_noise(x, rng)
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
-def _uniform(n: int, rng: torch.Generator, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+
+def _uniform(n: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """[n, 1, 1, 1] uniform numbers."""
-    return torch.rand(n, 1, 1, 1, generator=rng, device=like.device).mul_(high - low).add_(low)
+    return torch.rand(n, 1, 1, 1, generator=rng, device=rng.device).mul_(high - low).add_(low)
 
 
-def _coin(n: int, rng: torch.Generator, like: Tensor) -> Tensor:
-    """[n, 1, 1, 1] booleans, each true with probability one half."""
-    return _uniform(n, rng, like) < 0.5
-
-
-def flip(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Half the patches [N, B, P, P] are flipped: horizontally and vertically, each with probability one half."""
-    touched = _coin(len(x), rng, x)
-    x = torch.where(touched & _coin(len(x), rng, x), x.flip(3), x)
-    return torch.where(touched & _coin(len(x), rng, x), x.flip(2), x)
+def flips(n: int, rng: torch.Generator) -> Tensor:
+    """[n, 2] directions in which rows and columns are read, 1 or -1: half the patches are flipped, upside down and left
+    to right, each with probability one half."""
+    coins = torch.rand(n, 3, generator=rng, device=rng.device) < 0.5
+    return 1 - 2 * (coins[:, :1] & coins[:, 1:]).long()
 
 
 def radiation_noise(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Half the patches become alpha·x + n/25, alpha ~ U(0.9, 1.1) per patch, n ~ N(0, 1) per value."""
-    gain = _uniform(len(x), rng, x, *RADIATION_GAIN)
-    noise = torch.randn(x.shape, generator=rng, device=x.device)
-    return torch.where(_coin(len(x), rng, x), gain * x + RADIATION_NOISE * noise, x)
+    """Half the patches [N, P, P, B] become, in place, alpha·x + n/25, alpha ~ U(0.9, 1.1) per patch, n ~ N(0, 1) per
+    value."""
+    touched = (torch.rand(len(x), generator=rng, device=rng.device) < 0.5).nonzero().flatten()
+    gain = _uniform(len(touched), rng, *RADIATION_GAIN)
+    noise = torch.randn(len(touched), *x.shape[1:], generator=rng, device=rng.device)
+    return x.index_copy_(0, touched, noise.mul_(RADIATION_NOISE).addcmul_(x.index_select(0, touched), gain))
 
 
 def mixture_noise(x: Tensor, partner: Tensor, rng: torch.Generator) -> Tensor:
-    """Half the patches become (a·x + b·x')/(a + b) + n/25 with x' another patch of the same class, a, b ~ U(0.01, 1)."""
-    a, b = (_uniform(len(x), rng, x, *MIXTURE_WEIGHT) for _ in range(2))
-    noise = torch.randn(x.shape, generator=rng, device=x.device)
-    return torch.where(_coin(len(x), rng, x), (a * x + b * partner) / (a + b) + RADIATION_NOISE * noise, x)
+    """Half the patches become (a·x + b·x')/(a + b) + n/25, x' another patch of the same class, a, b ~ U(0.01, 1)."""
+    a, b = (_uniform(len(x), rng, *MIXTURE_WEIGHT) for _ in range(2))
+    noise = torch.randn(x.permute(0, 2, 3, 1).shape, generator=rng, device=rng.device).permute(0, 3, 1, 2)
+    mixed = ((a * x + b * partner) / (a + b)).add_(noise, alpha=RADIATION_NOISE)
+    return torch.where(_uniform(len(x), rng) < 0.5, mixed, x)
 
 
 def source_repeat(n_source: int, n_target: int | None, ratio: float, re_ratio: int) -> int:

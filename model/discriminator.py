@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.layers import SpatialBranch, SpectralBranch
+from model.layers import SpatialBranch, SpectralBranch, norm_relu_sum
 
 STAGES = 3
 
@@ -18,25 +18,26 @@ class DiscriminatorStage(nn.Module):
         super().__init__()
         self.spectral = SpectralBranch(in_channels, out_channels, kernel_activation, backend)
         self.spectral_norm = nn.BatchNorm2d(out_channels)
-        self.spatial = SpatialBranch(in_channels, out_channels)
+        self.spatial = SpatialBranch(in_channels, out_channels, backend)
         self.spatial_norm = nn.BatchNorm2d(out_channels)
+        self.backend = backend
 
     def forward(self, h: Tensor, weights: Tensor) -> Tensor:
-        spectral = functional.relu(self.spectral_norm(self.spectral(h)))
-        spatial = functional.relu(self.spatial_norm(self.spatial(h)))
-        return weights[0] * spectral + weights[1] * spatial
+        return norm_relu_sum([self.spectral(h), self.spatial(h)], [self.spectral_norm, self.spatial_norm], weights,
+                             self.backend)
 
 
 class Discriminator(nn.Module):
     """Spectral–spatial classifier: [N, B, P, P] -> logits [N, K] (DESIGN section 1).
 
     Three stages of width d, the branch weights one learnt 2-vector that they share; MaxPool(2); Linear -> d; ReLU;
-    Linear -> K.
+    Linear -> K.  Precision 'bf16' computes all but the last layer in bfloat16, by autocast; BatchNorm sums in float32.
     """
 
     def __init__(self, bands: int, n_classes: int, patch_size: int, channels: int = 128, *,
-                 kernel_activation: str = "relu", backend: str = "auto"):
+                 kernel_activation: str = "relu", backend: str = "auto", precision: str = "float32"):
         super().__init__()
+        self.low_precision = precision == "bf16"
         widths = [bands] + [channels] * STAGES
         self.stages = nn.ModuleList(DiscriminatorStage(c_in, c_out, kernel_activation, backend)
                                     for c_in, c_out in zip(widths[:-1], widths[1:]))
@@ -46,11 +47,19 @@ class Discriminator(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """[N, B, P, P] -> [N, d]."""
-        weights = self.branch_logits.softmax(0)
-        h = x
-        for stage in self.stages:
-            h = stage(h, weights)                                  # [N, d, P, P]
-        return functional.relu(self.fc(functional.max_pool2d(h, 2).flatten(1)))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low_precision):
+            weights = self.branch_logits.softmax(0)
+            h = x
+            for stage in self.stages:
+                h = stage(h, weights)                              # [N, d, P, P]
+            return functional.relu(self._linear(functional.max_pool2d(h, 2))).to(x.dtype)
+
+    def _linear(self, pooled: Tensor) -> Tensor:
+        """fc on [N, d, p, p]; where the channels lie innermost, its weights are reordered in place of the images."""
+        if not pooled.is_contiguous(memory_format=torch.channels_last):
+            return self.fc(pooled.flatten(1))
+        weight = self.fc.weight.view(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return functional.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -20,7 +20,7 @@ class GeneratorStage(nn.Module):
                  backend: str):
         super().__init__()
         self.spectral = SpectralBranch(in_channels, out_channels, kernel_activation, backend) if spectral else None
-        self.spatial = SpatialBranch(in_channels, out_channels) if spatial else None
+        self.spatial = SpatialBranch(in_channels, out_channels, backend) if spatial else None
 
     def forward(self, h: Tensor) -> Tensor:
         return sum(branch(h) for branch in (self.spectral, self.spatial) if branch is not None)

@@ -5,12 +5,14 @@ Shapes are [N, C, H, W] throughout; every block keeps H and W unless it says oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as functional
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from model.ops import involution
+from model.ops import cpu, involution, resolve_backend
 
 KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
@@ -27,18 +29,43 @@ class Involution(nn.Module):
     def __init__(self, channels: int, kernel_activation: str, backend: str = "auto"):
         super().__init__()
         reduced, self.groups = max(1, channels // REDUCTION), max(1, channels // GROUP_CHANNELS)
-        self.backend = backend
+        self.backend, self.relu = backend, kernel_activation == "relu"
         self.conv1 = ConvModule(channels, reduced, 1, stride=1, padding=0, bias=False, conv_cfg=None,
                                 norm_cfg={"type": "BN", "eps": 1e-5, "momentum": 0.1},
                                 act_cfg={"type": "ReLU"}, inplace=False)
         self.conv2 = ConvModule(reduced, KERNEL_AREA * self.groups, 1, stride=1, padding=0, bias=True, conv_cfg=None,
-                                norm_cfg=None, act_cfg={"type": "ReLU"} if kernel_activation == "relu" else None,
-                                inplace=False)
+                                norm_cfg=None, act_cfg={"type": "ReLU"} if self.relu else None, inplace=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        backend = resolve_backend(self.backend, x.device)
+        if backend == "cpu" and x.dtype in cpu.DTYPES:
+            hidden = norm_relu_sum([self.conv1.conv(x)], [self.conv1.norm], None, backend)
+            return cpu.generated_involution(x.to(hidden.dtype), hidden, self.conv2.conv.weight, self.conv2.conv.bias,
+                                            self.relu)
+        if backend == "cupy":
+            return involution(x, self._tap_major_kernel(x), backend=backend, relu=self.relu)
         n, _, h, w = x.shape
         kernel = self.conv2(self.conv1(x)).view(n, self.groups, KERNEL_AREA, h, w)
-        return involution(x, kernel, backend=self.backend)
+        return involution(x, kernel, backend="reference")
+
+    def _tap_major_kernel(self, x: Tensor) -> Tensor:
+        """The kernels [N, G, 9, H, W] before their activation, neighbouring groups side by side in channels_last: the
+        rows of the last convolution are put in the order [9, G]."""
+        n, _, h, w = x.shape
+        weight, bias = (p.unflatten(0, (self.groups, KERNEL_AREA)).transpose(0, 1).flatten(0, 1)
+                        for p in (self.conv2.conv.weight, self.conv2.conv.bias))
+        kernel = functional.conv2d(self.conv1(x), weight, bias)
+        return kernel.view(n, KERNEL_AREA, self.groups, h, w).transpose(1, 2)
+
+
+def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
+                  backend: str = "auto") -> Tensor:
+    """sum_b weights[b]·relu(norms[b](inputs[b])), without weights their plain sum: [N, C, H, W] each -> [N, C, H, W]."""
+    if resolve_backend(backend, inputs[0].device) == "cpu" and inputs[0].dtype in cpu.DTYPES:
+        if norms[0].training or not torch.is_grad_enabled():        # the kernel has no gradient in evaluation mode
+            return cpu.norm_relu_sum(inputs, norms, weights)
+    branches = [functional.relu(norm(x)) for norm, x in zip(norms, inputs)]
+    return sum(branches if weights is None else [w * branch for w, branch in zip(weights, branches)])
 
 
 class SpectralBranch(nn.Module):
@@ -56,11 +83,14 @@ class SpectralBranch(nn.Module):
 class SpatialBranch(nn.Module):
     """conv3×3(h), C_in -> C_out, zero-padded, without bias."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, backend: str = "auto"):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.backend = backend
 
     def forward(self, h: Tensor) -> Tensor:
+        if resolve_backend(self.backend, h.device) == "cpu":
+            return cpu.conv3x3(h, self.conv.weight)
         return self.conv(h)
 
 

@@ -43,6 +43,18 @@ def info_nce(z: Tensor, z_prime: Tensor, temperature: float) -> Tensor:
     return (logits.masked_fill(itself, -torch.inf).logsumexp(1) - positive).mean()
 
 
+def info_nce_in_blocks(z: Tensor, z_prime: Tensor, temperature: float, within_prime: Tensor) -> Tensor:
+    """`info_nce` from three N×N blocks in place of 2N×2N products; `within_prime` = z'z'ᵀ, which several z share.
+
+    Each view's term is a cross-entropy over the other views, whose right class is the partner.
+    """
+    across = z @ z_prime.T                                                    # [N, N] s(z_i, z'_k)
+    partner = torch.arange(len(z), device=z.device)
+    terms = [functional.cross_entropy(torch.cat([others, without_diagonal(own)], 1) / temperature, partner)
+             for own, others in ((gram(z), across), (within_prime, across.T))]
+    return sum(terms) / 2
+
+
 def mutual_information(generated: Sequence[Tensor], source: Sequence[Tensor], temperature: float,
                        normalise: bool) -> Tensor:
     """MI(x, x̂): mean over the tapped layers of InfoNCE between φ_l(x̂) and φ_l(x), each [N, D_l] -> scalar (nats).
@@ -55,3 +67,39 @@ def mutual_information(generated: Sequence[Tensor], source: Sequence[Tensor], te
                 z, z_prime = functional.normalize(z, dim=1), functional.normalize(z_prime, dim=1)
             yield info_nce(z, z_prime, temperature)
     return torch.stack(list(terms())).mean()
+
+
+def mutual_information_sum(generated: Sequence[Sequence[Tensor]], source: Sequence[Tensor], temperature: float,
+                           normalise: bool) -> Tensor:
+    """Σ MI(x, x̂) over several x̂, each as `mutual_information`, with the source's own products made once."""
+    if normalise:
+        source = [functional.normalize(f, dim=1) for f in source]
+        generated = [[functional.normalize(f, dim=1) for f in features] for features in generated]
+    products = [gram(f) for f in source]
+    terms = [info_nce_in_blocks(z, z_prime, temperature, within) for features in generated
+             for z, z_prime, within in zip(features, source, products, strict=True)]
+    return torch.stack(terms).sum() / len(source)
+
+
+def gram(z: Tensor) -> Tensor:
+    """z zᵀ: [N, D] -> [N, N]."""
+    return _Gram.apply(z)
+
+
+class _Gram(torch.autograd.Function):
+    """Half the cost of autograd's own gradient, which multiplies once per factor."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z @ z.T
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        z, = ctx.saved_tensors
+        return (grad + grad.T) @ z
+
+
+def without_diagonal(products: Tensor) -> Tensor:
+    """−∞ on the diagonal: a view is not its own negative."""
+    return products.diagonal_scatter(products.new_full(products.shape[:1], -torch.inf))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.layers import BlurDownsample, ResidualBlock
 from utils.errors import ConfigError
 
 LAST_LAYER = 17
+PADDING = 3               # of layer 0
 MIN_PATCH = 5             # reflection padding by 3, then two downsamplings and reflection padding by 1
 
 
@@ -24,7 +27,7 @@ class MMIRN(nn.Module):
         if not taps or min(taps) < 0 or max(taps) > LAST_LAYER or len(set(taps)) < len(taps):
             raise ConfigError(f"contrast_layers {list(taps)} must be different layers of MMIRN, 0 to {LAST_LAYER}.")
         f = filters
-        layers = [nn.ReflectionPad2d(3), nn.Conv2d(bands, f, 7), nn.InstanceNorm2d(f), nn.ReLU(),
+        layers = [nn.ReflectionPad2d(PADDING), nn.Conv2d(bands, f, 7), nn.InstanceNorm2d(f), nn.ReLU(),
                   nn.Conv2d(f, 2 * f, 3, padding=1), nn.InstanceNorm2d(2 * f), nn.ReLU(), BlurDownsample(2 * f),
                   nn.Conv2d(2 * f, 4 * f, 3, padding=1), nn.InstanceNorm2d(4 * f), nn.ReLU(), BlurDownsample(4 * f),
                   *(ResidualBlock(4 * f) for _ in range(6))]
@@ -40,6 +43,21 @@ class MMIRN(nn.Module):
                 outputs[i] = h
         return outputs
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth."""
-        return [h.flatten(1) for h in self.layer_outputs(x).values()]
+    def forward(self, x: Tensor, compact: bool = False) -> list[Tensor]:
+        """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth.
+
+        Layer 0 repeats pixels.  `compact` gives each of them once, times the root of how often it occurs: the same
+        inner products from fewer than half the values.
+        """
+        outputs = self.layer_outputs(x)
+        if compact and 0 in outputs:
+            outputs[0] = x * repetitions(x.shape[-1], x.device).sqrt()
+        return [h.flatten(1) for h in outputs.values()]
+
+
+def repetitions(size: int, device: torch.device) -> Tensor:
+    """How often layer 0's reflection repeats each pixel of a patch: [P, P]."""
+    once = torch.arange(size, dtype=torch.float32, device=device)[None]
+    padded = functional.pad(once, (PADDING, PADDING), mode="reflect")                         # [1, P + 6]
+    count = (padded.T == once).sum(0)
+    return torch.outer(count, count).float()

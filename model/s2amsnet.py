@@ -6,17 +6,19 @@ Once per batch: generate, mix, min step (discriminator), max step (generators an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from model.generator import NOISE_DIM, STAGES, Generator
-from model.losses import kl_consistency, mutual_information, released_consistency
-from model.methods.base import Method, Task, as_floats, buffers_kept, frozen, seeded_initialisation
+from model.losses import kl_consistency, mutual_information, mutual_information_sum, released_consistency
+from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, seeded_initialisation,
+                                statistics_in_order)
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
+from model.ops import resolve_backend
 from model.settings import Settings
 from utils.seeding import Streams
 
@@ -33,6 +35,7 @@ class S2AMSnet(Method):
         self.mixing, self.adversarial = "no_mixing" not in cut, "no_adversarial" not in cut
         self.noise_scale = 0.0 if "no_noise" in cut else 1.0
         self.consistency_term = CONSISTENCY[settings.consistency]
+        self.pairs = self._consistency_pairs()
         with seeded_initialisation(streams):
             self.generators = torch.nn.ModuleDict({name: self._build_generator(name) for name in self.names})
             if settings.generators == "shared" and "b" in self.names:
@@ -52,6 +55,15 @@ class S2AMSnet(Method):
                          spatial="no_spatial" not in cut and not (split and name == "a"),
                          kernel_activation=s.kernel_activation, norm=s.generator_norm, init=s.generator_init,
                          backend=s.backend)
+
+    def _consistency_pairs(self) -> list[tuple[str, str]]:
+        """(augmented, mixed) domains that C compares.
+
+        Without mixing the generated domains stand for the mixed ones; with one generator its own mixed domain does.
+        """
+        other = dict(zip(self.names, reversed(self.names)))
+        suffix = "_mix" if self.mixing else ""
+        return [(name, other[name] + suffix) for name in self.names if name != other[name] + suffix]
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_noise(x), self.draw_lambdas())
@@ -83,18 +95,20 @@ class S2AMSnet(Method):
 
     def step_min(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update F on the detached domains: Σ CE(F(u), y) + C."""
-        terms = self.min_terms(x, y, domains)
-        loss = self.min_loss(terms)
+        images = domains | ({"source": x} if self.settings.source_ce == "on" else {})
         self.min_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        found: dict[str, Tensor] = {}
+        for group in self.coupled_passes(images):
+            terms = self.min_terms(y, group)
+            self.min_loss(terms).backward()
+            add_terms(found, terms)
         self.min_optimiser.step()
-        return terms | {"loss_min": loss}
+        terms = {name: found[name] for name in (*(f"ce_{name}" for name in images), "consistency_min") if name in found}
+        return terms | {"loss_min": self.min_loss(terms)}
 
-    def min_terms(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+    def min_terms(self, y: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """The min step's terms before weights: ce_<domain> each, consistency_min = C; absent where ablated."""
-        logits = {name: self.discriminator(domain.detach()) for name, domain in domains.items()}
-        if self.settings.source_ce == "on":
-            logits["source"] = self.discriminator(x)
+        logits = {name: self.discriminator(image.detach()) for name, image in images.items()}
         terms = {f"ce_{name}": functional.cross_entropy(z, y) for name, z in logits.items()}
         consistency = self.consistency(logits)
         return terms if consistency is None else terms | {"consistency_min": consistency}
@@ -105,33 +119,53 @@ class S2AMSnet(Method):
         return sum(weight * term if name == "consistency_min" else term for name, term in terms.items())
 
     def step_max(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Update G and M through the frozen F: −C + Σ MI(x, x̂)."""
-        terms = self.max_terms(x, domains)
-        loss = self.max_loss(terms)
+        """Update G and M through the frozen F: −C + Σ MI(x, x̂).
+
+        Each term goes back to the domains by itself, and what it kept is freed; then the generators go back once.
+        """
         self.generator_optimiser.zero_grad(set_to_none=True)
         if self.mmirn_optimiser and self.settings.mmirn_gradients == "zeroed":
             self.mmirn_optimiser.zero_grad(set_to_none=True)
-        if loss.requires_grad:                  # not where both of its terms are ablated
-            loss.backward()
+        leaves = {name: domain.detach().requires_grad_() for name, domain in domains.items()}
+        found: dict[str, Tensor] = {}
+        for group in self.coupled_passes(leaves) if self.adversarial else ():
+            self.descend(self.adversarial_terms(group), found)
+        self.descend(self.semantic_terms(x, leaves), found)
+        if found:                               # not where both terms are ablated
+            reached = [name for name in domains if leaves[name].grad is not None]
+            torch.autograd.backward([domains[name] for name in reached], [leaves[name].grad for name in reached])
             self.generator_optimiser.step()
             if self.mmirn_optimiser:
                 self.mmirn_optimiser.step()
-        return terms | {"loss_max": loss}
+        return found | {"loss_max": self.max_loss(found)}
+
+    def descend(self, terms: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        """Gradients of the max step's loss over these terms; the terms are added to those found."""
+        if terms:
+            self.max_loss(terms).backward()
+            add_terms(found, terms)
 
     def max_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """The max step's terms before weights: consistency_max = C anew, mi = Σ MI(x, x̂); absent where ablated."""
-        terms = {}
-        if self.adversarial:
-            with frozen(self.discriminator):
-                consistency = self.consistency({name: self.discriminator(u) for name, u in domains.items()})
-            if consistency is not None:
-                terms["consistency_max"] = consistency
-        if self.mmirn:
+        return (self.adversarial_terms(domains) if self.adversarial else {}) | self.semantic_terms(x, domains)
+
+    def adversarial_terms(self, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+        """consistency_max = C through the frozen F."""
+        with frozen(self.discriminator):
+            consistency = self.consistency({name: self.discriminator(image) for name, image in domains.items()})
+        return {} if consistency is None else {"consistency_max": consistency}
+
+    def semantic_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+        """mi = Σ MI(x, x̂), x encoded once."""
+        if not self.mmirn:
+            return {}
+        normalise = self.settings.contrast_features == "normalised"
+        if self.plain:
             source = self.mmirn(x)
-            normalise = self.settings.contrast_features == "normalised"
-            terms["mi"] = sum(mutual_information(self.mmirn(domains[name]), source, self.settings.temp, normalise)
-                              for name in self.names)
-        return terms
+            return {"mi": sum(mutual_information(self.mmirn(domains[name]), source, self.settings.temp, normalise)
+                              for name in self.names)}
+        generated = [self.mmirn(domains[name], compact=True) for name in self.names]
+        return {"mi": mutual_information_sum(generated, self.mmirn(x, compact=True), self.settings.temp, normalise)}
 
     def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """L_max = −consistency_weight·C + mi_weight·MI over the terms that are there."""
@@ -140,16 +174,35 @@ class S2AMSnet(Method):
         return sum((signed[name] * term for name, term in terms.items()), nothing)
 
     def consistency(self, logits: dict[str, Tensor]) -> Tensor | None:
-        """C = D(F(x̂_a) ‖ F(x̂_b^mix)) + D(F(x̂_b) ‖ F(x̂_a^mix)); None where the ablations leave no pair.
+        """C = D(F(x̂_a) ‖ F(x̂_b^mix)) + D(F(x̂_b) ‖ F(x̂_a^mix)), over the pairs that are there; None if none is."""
+        terms = [self.consistency_term(logits[augmented], logits[mixed]) for augmented, mixed in self.pairs
+                 if augmented in logits]
+        return sum(terms) if terms else None
 
-        Without mixing the generated domains stand for the mixed ones; with one generator its own mixed domain does.
+    @property
+    def plain(self) -> bool:
+        """Whether the backend is the reference, which follows the equations to the letter."""
+        return resolve_backend(self.settings.backend, self.discriminator.head.bias.device) == "reference"
+
+    def coupled_passes(self, images: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The images in groups that the loss couples through C.
+
+        A group can go forward and backward before the next one comes, which is exact and keeps half the activations.
+        BatchNorm's running statistics come out as if all passes had been made in the images' order.  The reference
+        backend gives all images at once.
         """
-        other = dict(zip(self.names, reversed(self.names)))
-        suffix = "_mix" if self.mixing else ""
-        pairs = [(name, other[name] + suffix) for name in self.names if name != other[name] + suffix]
-        if not pairs:
-            return None
-        return sum(self.consistency_term(logits[augmented], logits[mixed]) for augmented, mixed in pairs)
+        if self.plain:
+            groups = [list(images)]
+        else:
+            groups = list(dict.fromkeys(tuple(other for other in images if other == name or self.are_pair(name, other))
+                                        for name in images))
+        order = [list(images).index(name) for group in groups for name in group]
+        with statistics_in_order(self.discriminator, order):
+            for group in groups:
+                yield {name: images[name] for name in group}
+
+    def are_pair(self, one: str, other: str) -> bool:
+        return (one, other) in self.pairs or (other, one) in self.pairs
 
     def diagnostics(self, x: Tensor) -> dict[str, float]:
         """Norms of the gradients that the max step's terms (before their weights) give the generators; and how far the
@@ -173,3 +226,9 @@ class S2AMSnet(Method):
             domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names))
         return {name.replace("_mix", " mixed") if "_mix" in name else f"generated {name}": domain
                 for name, domain in domains.items()}
+
+
+def add_terms(found: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+    """Add each term's value to those of its name found so far."""
+    for name, term in terms.items():
+        found[name] = found[name] + term.detach() if name in found else term.detach()

@@ -65,7 +65,8 @@ class Settings(Switches):
         temp: temperature τ of the MI term.
         beta: λ ~ Beta(beta, beta) of the mixing.
         gain_strength: standard deviation of the log gain of method erm_gain.
-        backend: implementation of involution and patch gather.
+        backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
+        precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
     """
 
     method: str = "s2amsnet"
@@ -78,7 +79,8 @@ class Settings(Switches):
     temp: float = 0.07
     beta: float = 0.6
     gain_strength: float = 0.2
-    backend: Literal["auto", "reference", "cupy"] = "auto"
+    backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
 
 
 def recipe_switches(name: str) -> dict:

@@ -1,10 +1,12 @@
-// Lets a host C++ compiler build kernels.cu: the words of CUDA that it uses, on a CPU.
+// Lets a host C++ compiler build the kernels: the words of CUDA that it uses, on a CPU.
 //
 // A kernel is an ordinary function here.  place_thread() says which thread the next call stands for, and the caller
 // loops over blocks and threads.  Half types convert as on the device: exact to float, nearest-even from float.
 
 #pragma once
 
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -29,6 +31,7 @@ typedef _Float16 __half;
 struct __nv_bfloat16 {
     std::uint16_t bits;
 
+    __nv_bfloat16() = default;
     explicit __nv_bfloat16(float value) {
         std::uint32_t word;
         std::memcpy(&word, &value, sizeof word);
@@ -43,3 +46,9 @@ struct __nv_bfloat16 {
         return value;
     }
 };
+
+static void sincospif(float x, float* sine, float* cosine) {
+    const double angle = 3.14159265358979323846 * x;
+    *sine = static_cast<float>(std::sin(angle));
+    *cosine = static_cast<float>(std::cos(angle));
+}

@@ -22,7 +22,7 @@ RENAME = {"discriminator": released_discriminator_name, "generator": released_ge
 def build(config):
     settings = Settings(lr=config["lr"], temp=config["temperature"], pro_dim=config["discriminator_channels"],
                         GIN_ch=config["generator_channels"], mmirn_filters=config["mmirn_filters"],
-                        contrast_layers=config["layers"])
+                        contrast_layers=config["layers"], backend="reference")
     resolve_switches(settings)
     task = Task(config["n_bands"], config["classes"], config["patch_size"])
     return S2AMSnet(task, settings, Streams(5, torch.device("cpu"))).train()
@@ -87,7 +87,7 @@ def _record(path, steps, sizes):
 
 def gradients(method, x, y, noise, lambdas):
     found, domains = {}, method.generate(x, noise, lambdas)
-    terms, loss_min = method.max_terms(x, domains), method.min_loss(method.min_terms(x, y, domains))
+    terms, loss_min = method.max_terms(x, domains), method.min_loss(method.min_terms(y, domains))
     for name, loss, network in (("min_discriminator", loss_min, "discriminator"), ("mi_mmirn", terms["mi"], "mmirn"),
                                 ("consistency_generator", -terms["consistency_max"], "generator"),
                                 ("mi_generator", terms["mi"], "generator")):

@@ -146,7 +146,7 @@ def test_involution_compiles_without_a_break():
     x, kernel = (tensor.requires_grad_() for tensor in make_inputs(5, 5, 5, dtype=torch.float32))
 
     def loss(x, kernel):
-        return (involution(x.tanh(), kernel) ** 2).sum()
+        return (involution(x.tanh(), kernel, backend="reference") ** 2).sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(loss(x, kernel), (x, kernel))
@@ -200,7 +200,7 @@ def test_gather_arguments_that_do_not_fit(shape, centres, size, problem):
 
 
 def test_unknown_backend():
-    with pytest.raises(ConfigError, match="backend 'numpy' is unknown. Choose one of auto, reference, cupy"):
+    with pytest.raises(ConfigError, match="backend 'numpy' is unknown. Choose one of auto, reference, cpu, cupy"):
         involution(*make_inputs(3, 5, 5), backend="numpy")
 
 
@@ -221,8 +221,25 @@ def fresh_choice(caplog):
 
 
 def test_choice_is_logged_once(fresh_choice):
-    assert [resolve_backend("auto", CPU) for _ in range(3)] == ["reference"] * 3
+    assert [resolve_backend("reference", CPU) for _ in range(3)] == ["reference"] * 3
     assert [record.getMessage() for record in fresh_choice.records] == ["backend on cpu: reference"]
+
+
+def test_auto_takes_the_kernels_that_can_be_built(fresh_choice, monkeypatch):
+    monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: None)
+    assert resolve_backend("auto", CPU) == "cpu"
+    with pytest.raises(ConfigError, match="backend 'cpu' cannot run: the device is cuda:0, not a CPU"):
+        resolve_backend("cpu", torch.device("cuda", 0))
+
+
+def test_without_a_compiler_the_reference_serves_and_says_why(fresh_choice, monkeypatch):
+    monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: "there is no C++ compiler ('c++')")
+    assert [resolve_backend("auto", CPU) for _ in range(2)] == ["reference"] * 2
+    assert [record.getMessage() for record in fresh_choice.records] == [
+        "backend on cpu: reference, since cpu cannot run: there is no C++ compiler ('c++'). Install a C++ compiler "
+        "(g++ or clang++) for the faster kernels."]
+    with pytest.raises(ConfigError, match="backend 'cpu' cannot run: there is no C.. compiler"):
+        resolve_backend("cpu", CPU)
 
 
 def test_auto_without_cupy_says_why(fresh_choice, monkeypatch):

@@ -4,27 +4,42 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.patches import Augmentation, PatchSampler, flip, mixture_noise, place, radiation_noise, source_repeat
+from datasets import patches
+from datasets.patches import Augmentation, PatchSampler, flips, mixture_noise, place, radiation_noise, source_repeat
+from model.ops import cpu, reference
 
 OFF = Augmentation(False, False, False)
+FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-@pytest.fixture
-def sampler():
+@pytest.fixture(params=["reference", "cpu", "cupy"])
+def sampler(request, monkeypatch):
+    """A sampler of 40 patches of three classes, through every way of making patches; without a GPU the operators of
+    the CUDA kernels compute by the reference."""
+    backend = request.param
+    if backend == "cpu" and cpu.unavailable_reason():
+        pytest.skip(f"needs the C++ kernels: {cpu.unavailable_reason()}")
+    if backend == "cupy":
+        monkeypatch.setattr(patches, "resolve_backend", lambda *_: "cupy")
+        backend = "reference"
     rng = np.random.default_rng(0)
     cube = rng.random((12, 10, 4)).astype(np.float32)
     centres = np.argwhere(np.ones((12, 10), bool))[::3]
-    return PatchSampler(place(cube, torch.device("cpu")), centres, np.arange(len(centres)) % 3, 5)
+    return PatchSampler(place(cube, torch.device("cpu")), centres, np.arange(len(centres)) % 3, 5, backend)
 
 
 def generators(seed=0):
     return torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
 
 
-def test_in_order_gives_the_centres_in_order(sampler):
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_in_order_gives_the_centres_in_order(sampler, memory_format):
+    sampler.memory_format = memory_format
     x, y = zip(*sampler.in_order(7))
+    assert all(part.is_contiguous(memory_format=memory_format) for part in x)
     x, y = torch.cat(x), torch.cat(y)
     assert torch.equal(y, sampler.labels)
+    assert torch.equal(x, reference.gather_patches(sampler.cube, sampler.centres, 5))
     for i, (row, col) in enumerate(sampler.centres.tolist()):
         assert torch.equal(x[i, :, 2, 2], sampler.cube[:, row, col])
     assert sum(len(part) for part, _ in sampler.in_order(7, most=10)) == 10
@@ -38,10 +53,46 @@ def test_an_epoch_holds_every_sample_repeat_times_and_the_last_batch_is_smaller(
     assert torch.equal(torch.bincount(torch.cat(batches)), 3 * torch.bincount(sampler.labels))
 
 
-def test_batches_follow_the_seed(sampler):
-    def epoch(seed):
-        return torch.cat([x for x, _ in sampler.batches(16, *generators(seed), Augmentation(True, True, True))])
+def test_batches_follow_the_seed_whatever_the_layout(sampler):
+    def epoch(seed, memory_format=torch.contiguous_format):
+        sampler.memory_format = memory_format
+        x = [x for x, _ in sampler.batches(16, *generators(seed), Augmentation(True, True, True))]
+        assert all(part.is_contiguous(memory_format=memory_format) for part in x)
+        return torch.cat(x)
     assert torch.equal(epoch(0), epoch(0)) and not torch.equal(epoch(0), epoch(5))
+    assert torch.equal(*(epoch(0, memory_format) for memory_format in FORMATS))
+
+
+def test_batches_differ_only_by_flips_and_noise(sampler):
+    everything = reference.gather_patches(sampler.cube, sampler.centres, 5)
+    turned = torch.stack([everything, everything.flip(3), everything.flip(2), everything.flip(2, 3)], 1)
+    sampler.repeat = 5
+    kinds = set()
+    for augmentation, most in ((Augmentation(True, False), 0), (Augmentation(True, True), 0.4), (OFF, 0)):
+        for x, y in sampler.batches(40, *generators(3), augmentation):
+            distance = (turned - x[:, None, None]).abs().amax((3, 4, 5)).flatten(1)         # [batch, 40 patches · 4]
+            nearest = distance.argmin(1)
+            assert distance.amin(1).max() <= most
+            assert torch.equal(sampler.labels[nearest // 4], y)
+            kinds |= {(augmentation.flip, kind) for kind in (nearest % 4).tolist()}
+    assert kinds == {(True, 0), (True, 1), (True, 2), (True, 3), (False, 0)}
+
+
+def test_kernels_get_a_new_seed_with_each_batch(sampler, monkeypatch):
+    seeds = []
+
+    def fused(cube, centres, size, seed, **options):
+        assert options == {"flip": True, "radiation": False,
+                           "channels_last": sampler.memory_format == torch.channels_last}
+        seeds.append(seed)
+        return reference.gather_augmented(cube, centres, size, seed, radiation=False)
+
+    monkeypatch.setattr(patches, "FUSED", dict.fromkeys(("reference", "cpu", "cupy"), fused))
+    list(sampler.batches(10, *generators(), Augmentation(True, False)))
+    assert [(seed.dtype, seed.shape) for seed in seeds] == [(torch.int64, (1,))] * 4
+    assert len({seed.item() for seed in seeds}) == 4 and min(seed.item() for seed in seeds) < 0     # all 64 bits
+    monkeypatch.setattr(patches, "FUSED", {})
+    assert len(list(sampler.batches(10, *generators(), Augmentation(True, False)))) == 4
 
 
 def test_the_cube_is_shared_not_copied(sampler):
@@ -51,20 +102,23 @@ def test_the_cube_is_shared_not_copied(sampler):
     assert place(cube, torch.device("cpu")).data_ptr() == cube.ctypes.data
 
 
-def test_flips_touch_about_half_and_only_mirror():
-    x = torch.rand(4000, 1, 3, 3)
-    flipped = flip(x, torch.Generator().manual_seed(0))
-    kinds = {"same": x, "h": x.flip(3), "v": x.flip(2), "both": x.flip(2, 3)}
-    share = {name: (flipped == kind).flatten(1).all(1).float().mean().item() for name, kind in kinds.items()}
-    assert sum(share.values()) == pytest.approx(1)
-    assert share["same"] == pytest.approx(0.625, abs=0.03) and share["both"] == pytest.approx(0.125, abs=0.03)
-    assert share["h"] == pytest.approx(0.125, abs=0.03) and share["v"] == pytest.approx(0.125, abs=0.03)
+@pytest.mark.parametrize("centre", [(12, 0), (0, 10), (-1, 3)])
+def test_a_centre_outside_the_scene_is_refused(sampler, centre):
+    with pytest.raises(ValueError, match=rf"centre \({centre[0]}, {centre[1]}\) lies outside the scene of 12 x 10"):
+        PatchSampler(sampler.cube, [(3, 3), centre], [0, 0], 5)
+
+
+def test_flips_touch_about_half_and_go_either_way():
+    turn = flips(4000, torch.Generator().manual_seed(0))
+    assert set(turn.flatten().tolist()) == {-1, 1}
+    for kind, share in {(1, 1): 0.625, (1, -1): 0.125, (-1, 1): 0.125, (-1, -1): 0.125}.items():
+        found = (turn == torch.tensor(kind)).all(1).float().mean().item()
+        assert found == pytest.approx(share, abs=0.03), kind
 
 
 def test_radiation_noise_has_its_gain_and_spread():
-    x = torch.ones(4000, 10, 3, 3)
-    noisy = radiation_noise(x, torch.Generator().manual_seed(0))
-    touched = (noisy != x).flatten(1).any(1)
+    noisy = radiation_noise(torch.ones(4000, 3, 3, 10), torch.Generator().manual_seed(0))
+    touched = (noisy != 1).flatten(1).any(1)
     assert touched.float().mean().item() == pytest.approx(0.5, abs=0.03)
     means = noisy[touched].flatten(1).mean(1)
     assert 0.88 < means.min() < 0.92 and 1.08 < means.max() < 1.12

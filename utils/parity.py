@@ -192,9 +192,8 @@ def _forward(recording: Recording) -> Iterator[Line]:
             values[f"generated_{i}"] = method.generators[name](x, z)
         values["logits_train"] = method.discriminator(x)
         values["logits_eval"] = method.predict(x).clone()
-        layers = method.mmirn.layer_outputs(x)
-        source = [features.flatten(1) for features in layers.values()]
-        values |= {f"mmirn_layer_{layer}": features for layer, features in layers.items()}
+        source = method.mmirn(x)
+        values |= {f"mmirn_layer_{layer}": features for layer, features in method.mmirn.layer_outputs(x).items()}
         for i in (1, 2):
             features = method.mmirn(values[f"generated_{i}"])
             values[f"mi_loss_{i}"] = mutual_information(features, source, method.settings.temp, normalise=False)[None]
@@ -207,7 +206,7 @@ def _gradients(recording: Recording) -> Iterator[Line]:
     x, y, noise = recording.batch("loop/0")
     domains = method.generate(x, noise, recording.get("loop/0/lambda", (2,)).tolist())
     terms = method.max_terms(x, domains)
-    loss_min = method.min_loss(method.min_terms(x, y, domains))
+    loss_min = method.min_loss(method.min_terms(y, domains))
     for name, loss, network in (("min_discriminator", loss_min, "discriminator"),
                                 ("consistency_generator", -terms["consistency_max"], "generator"),
                                 ("mi_generator", terms["mi"], "generator"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,8 @@ class Method(nn.Module):
         self.task, self.settings, self.streams = task, settings, streams
         with seeded_initialisation(streams):
             self.discriminator = Discriminator(task.bands, task.n_classes, task.patch_size, settings.pro_dim,
-                                               kernel_activation=settings.kernel_activation, backend=settings.backend)
+                                               kernel_activation=settings.kernel_activation, backend=settings.backend,
+                                               precision=settings.precision)
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -119,6 +120,36 @@ def buffers_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for name, value in network.named_buffers():
             value.copy_(before[name])
+
+
+@contextmanager
+def statistics_in_order(network: nn.Module, order: Sequence[int]) -> Iterator[None]:
+    """Running statistics as if the training passes inside had been made in another order: the i-th in place order[i].
+
+    A running statistic forgets, r <- (1 − m) r + m b, so the order of the batches b shows in it.
+    """
+    if list(order) == sorted(order):
+        yield
+        return
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    before, batches = [buffer.clone() for buffer in running], []
+    hook = network.register_forward_hook(lambda *_: batches.append([buffer.clone() for buffer in running]))
+    for norm in norms:
+        norm.momentum = 1.0             # leaves the batch's own statistics in the running ones
+    try:
+        yield
+    finally:
+        hook.remove()
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        for buffer, value in zip(running, before):
+            buffer.copy_(value)
+        for _, batch in sorted(zip(order, batches), key=lambda entry: entry[0]):
+            for i, norm in enumerate(norms):
+                norm.running_mean.lerp_(batch[2 * i], norm.momentum)
+                norm.running_var.lerp_(batch[2 * i + 1], norm.momentum)
 
 
 def reestimate_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -1,7 +1,8 @@
 """Involution and patch gather: one function each, whatever computes them.
 
-Backends: `reference` (plain PyTorch, any device), `cupy` (CUDA kernels), `auto` (cupy on a CUDA device where it works,
-else reference).  The choice is logged once per device by the logger `model.ops`.
+Backends: `reference` (plain PyTorch, any device), `cpu` (C++ kernels), `cupy` (CUDA kernels), `auto` (cpu on a CPU,
+cupy on a CUDA device, each where it works, else reference).  The choice is logged once per device by the logger
+`model.ops`.
 """
 
 from __future__ import annotations
@@ -12,28 +13,33 @@ import logging
 import torch
 from torch import Tensor
 
-from model.ops import cuda, reference
+from model.ops import cpu, cuda, reference
 from utils.errors import ConfigError
 
 __all__ = ["involution", "gather_patches", "resolve_backend"]
 
-BACKENDS = ("auto", "reference", "cupy")
+BACKENDS = ("auto", "reference", "cpu", "cupy")
 
 _log = logging.getLogger(__name__)
 
 
-def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto") -> Tensor:
+def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto", relu: bool = False) -> Tensor:
     """y[n,c,i,j] = sum_{u,v in -1..1} kernel[n,g(c),3(u+1)+(v+1),i,j] x[n,c,i+u,j+v], x zero outside the patch.
 
     x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W], with G = max(1, C // 3) and g(c) = min(c // 3, G - 1) (Li et al.,
-    CVPR 2021; DESIGN, section 1).  Under autocast both are cast to its type, as for a convolution.
+    CVPR 2021; DESIGN, section 1).  With `relu`, max(kernel, 0) stands for the kernel.  Under autocast both are cast to
+    its type, as for a convolution.  The C++ kernels take float32 and bfloat16; other types go to the reference.
 
     Raises ValueError for shapes, types or devices that do not fit, ConfigError for a backend that cannot run.
     """
     x, kernel = _autocast(x, x.device.type), _autocast(kernel, x.device.type)
     _check_involution(x, kernel)
-    operator = cuda.involution if resolve_backend(backend, x.device) == "cupy" else reference.involution
-    return operator(x, kernel)
+    chosen = resolve_backend(backend, x.device)
+    if chosen == "cpu" and x.dtype in cpu.DTYPES:
+        return cpu.involution(x, kernel, relu)
+    if chosen == "cupy":
+        return cuda.involution(x, kernel, relu)
+    return reference.involution(x, kernel.relu() if relu else kernel)
 
 
 def gather_patches(cube: Tensor, centres: Tensor, size: int, *, backend: str = "auto") -> Tensor:
@@ -46,15 +52,16 @@ def gather_patches(cube: Tensor, centres: Tensor, size: int, *, backend: str = "
     Raises ValueError for arguments that do not fit, ConfigError for a backend that cannot run.
     """
     _check_gather(cube, centres, size)
-    operator = cuda.gather_patches if resolve_backend(backend, cube.device) == "cupy" else reference.gather_patches
+    cupy = resolve_backend(backend, cube.device) == "cupy"
+    operator = cuda.gather_patches if cupy else reference.gather_patches
     return operator(cube, centres, size)
 
 
 @torch.compiler.assume_constant_result
 def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend, `reference` or `cupy`, that a request comes to on a device.
+    """The backend, `reference`, `cpu` or `cupy`, that a request comes to on a device.
 
-    Raises ConfigError for an unknown name, and for `cupy` where it cannot run.
+    Raises ConfigError for an unknown name, and for `cpu` or `cupy` where it cannot run.
     """
     return _resolve(backend, device)
 
@@ -63,22 +70,32 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 def _resolve(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise ConfigError(f"backend '{backend}' is unknown. Choose one of {', '.join(BACKENDS)}.")
-    if backend == "reference" or (backend == "auto" and device.type != "cuda"):
+    fast = {"cpu": "cpu", "cuda": "cupy"}.get(device.type, "reference")
+    if backend == "reference" or (backend == "auto" and fast == "reference"):
         _log.info("backend on %s: reference", device)
         return "reference"
-    reason = cuda.unavailable_reason(device)
+    wanted = fast if backend == "auto" else backend
+    reason = _unavailable_reason(wanted, device)
     if reason is None:
-        _log.info("backend on %s: cupy", device)
-        return "cupy"
-    if backend == "cupy":
-        raise ConfigError(f"backend 'cupy' cannot run: {reason}. {_remedy(device)}, or use the backend 'auto' or "
-                          "'reference'.")
-    _log.info("backend on %s: reference, since cupy cannot run: %s. %s for the faster kernels.", device, reason,
-              _remedy(device))
+        _log.info("backend on %s: %s", device, wanted)
+        return wanted
+    if backend != "auto":
+        raise ConfigError(f"backend '{backend}' cannot run: {reason}. {_remedy(wanted, device)}, or use the backend "
+                          "'auto' or 'reference'.")
+    _log.info("backend on %s: reference, since %s cannot run: %s. %s for the faster kernels.", device, wanted, reason,
+              _remedy(wanted, device))
     return "reference"
 
 
-def _remedy(device: torch.device) -> str:
+def _unavailable_reason(backend: str, device: torch.device) -> str | None:
+    if backend == "cupy":
+        return cuda.unavailable_reason(device)
+    return cpu.unavailable_reason() if device.type == "cpu" else f"the device is {device}, not a CPU"
+
+
+def _remedy(backend: str, device: torch.device) -> str:
+    if backend == "cpu":
+        return "Install a C++ compiler (g++ or clang++)" if device.type == "cpu" else "Choose the backend 'cupy'"
     if device.type != "cuda":
         return "Move model and data to a CUDA device"
     major = (torch.version.cuda or "13").split(".")[0]

@@ -1,7 +1,14 @@
-"""The operators as CUDA kernels (kernels.cu, built by CuPy), registered with PyTorch as `s2amsnet::` operators.
+"""The operators as CUDA kernels (involution.cu, patches.cu; built by CuPy), registered as `s2amsnet::` operators.
 
 Registered operators keep autograd and torch.compile working.  Each has the reference as its CPU implementation, so that
 the registration can be checked on a machine without a GPU.  CuPy is imported only when a kernel is built.
+
+Images are NCHW ("planes") or channels_last ("pixels"), and results have the layout of their inputs: images that of x or
+of the gradient they come from, kernel gradients that of the kernel.  For pixels the kernel [N,G,9,H,W] may lie as
+[N,H,W,9,G] (tap-major, the fast one) or [N,H,W,G,9]; for planes as it is.  Anything else is copied first.
+
+Starting a kernel neither waits for the device nor allocates but for its result, through PyTorch, so all of them can be
+captured in a CUDA graph, once they have run before (the driver loads a kernel when it first runs).
 """
 
 from __future__ import annotations
@@ -15,11 +22,20 @@ from torch import Tensor
 
 from model.ops import reference
 
-SOURCE = Path(__file__).with_name("kernels.cu")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("common.cuh", "involution.cu", "patches.cu"))
 OPTIONS = ("--std=c++17",)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PACKS = {"planes": {8: (1,), 4: (4, 1), 2: (4, 1)},          # numbers that move together, by layout and bytes of each
+         "pixels": {8: (1,), 4: (4, 2, 1), 2: (8, 2, 1)}}
+QUAD = reference.QUAD
 THREADS = 256             # per block
 MAX_BLOCKS = 1 << 20      # the kernels stride over what a grid of this size leaves
+MAX_WORK = 1 << 31        # they count what there is to do in 32 bits
+
+
+def source() -> str:
+    """The text of all kernels, with the files' own line numbers for the compiler's messages."""
+    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text(encoding="utf-8")}' for path in SOURCES)
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -44,10 +60,10 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 @functools.cache
 def _module(device_index: int | None):
-    """The built kernels.cu of one device; CuPy keeps the machine code on disk for the next process."""
+    """The built kernels of one device; CuPy keeps the machine code on disk for the next process."""
     import cupy
     with cupy.cuda.Device(device_index):
-        module = cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=OPTIONS)
+        module = cupy.RawModule(code=source(), options=OPTIONS)
         module.compile()
     return module
 
@@ -58,116 +74,197 @@ def _function(name: str, device_index: int):
 
 
 def run_kernel(name: str, device: torch.device, blocks: int, arguments: tuple) -> None:
-    """Start a kernel on the device, in PyTorch's current stream, with numpy scalars as arguments."""
+    """Start a kernel on the device, in PyTorch's current stream, with numpy's int64 and float32 as arguments."""
     import cupy
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
         _function(name, device.index)((blocks,), (THREADS,), arguments)
 
 
-def _launch(name: str, out: Tensor, inputs: tuple[Tensor, ...], sizes: tuple[int, ...], work: int) -> Tensor:
+def _launch(name: str, out: Tensor, inputs: tuple[Tensor, ...], sizes: tuple[int, ...], work: int,
+            numbers: tuple[float, ...] = ()) -> Tensor:
     """Run a kernel that fills `out`, `work` being the number of threads it has a use for."""
+    if work >= MAX_WORK:
+        raise ValueError(f"{name}: {tuple(out.shape)} is too large for one call. Split the batch.")
     if work:
         pointers = (*(tensor.data_ptr() for tensor in inputs), out.data_ptr())
         blocks = min(-(-work // THREADS), MAX_BLOCKS)
-        run_kernel(name, out.device, blocks, tuple(np.int64(number) for number in (*pointers, *sizes)))
+        run_kernel(name, out.device, blocks, (*map(np.int64, (*pointers, *sizes)), *map(np.float32, numbers)))
     return out
 
 
-def _launch_involution(name: str, out: Tensor, first: Tensor, second: Tensor, shape: torch.Size) -> Tensor:
-    """shape is that of x.  The inputs are made contiguous where they are not."""
-    samples, channels, height, width = shape
-    groups = reference.group_count(channels)
-    return _launch(f"{name}_{str(out.dtype).removeprefix('torch.')}", out, (first.contiguous(), second.contiguous()),
-                   (samples, channels, groups, height, width), samples * groups * height * width)
+# ---- involution ----
+
+def by_pixels(image: Tensor, kernel: Tensor) -> bool:
+    """Whether an involution works on pixels: where the image is channels_last and not NCHW as well.  An image of one
+    channel or one pixel is both, and the kernel decides."""
+    if not image.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return not image.is_contiguous() or not kernel.is_contiguous()
+
+
+def _image(image: Tensor, pixels: bool) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last if pixels else torch.contiguous_format)
+
+
+def _kernel(kernel: Tensor, pixels: bool) -> Tensor:
+    """The kernel in a layout that the kernels take: see the module."""
+    if not pixels:
+        return kernel.contiguous()
+    if kernel.permute(0, 3, 4, 1, 2).is_contiguous():
+        return kernel
+    return kernel.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
+
+
+def _pack(layout: str, lengths: tuple[int, ...], tensors: tuple[Tensor, ...]) -> int:
+    """How many numbers move together: it divides the lengths of the runs, and the tensors start at a pack."""
+    size = tensors[0].element_size()
+    return next(pack for pack in PACKS[layout][size] if all(length % pack == 0 for length in lengths)
+                and all(tensor.data_ptr() % (pack * size) == 0 for tensor in tensors))
+
+
+def _launch_involution(name: str, images: tuple[Tensor, ...], kernel: Tensor, relu: bool, like_kernel: bool) -> Tensor:
+    """Start a kernel on `images` and the kernel; the result is like the kernel or like the first image."""
+    pixels = by_pixels(images[0], kernel)
+    images, kernel = tuple(_image(image, pixels) for image in images), _kernel(kernel, pixels)
+    out = torch.empty_like(kernel if like_kernel else images[0])
+    samples, channels, height, width = images[0].shape
+    groups, group_step, tap_step = kernel.shape[1], kernel.stride(1), kernel.stride(2)
+    if pixels:
+        layout, lengths = "pixels", (groups, channels) if tap_step == groups else (1,)
+    else:
+        layout, lengths = "planes", (width,)
+    pack = _pack(layout, lengths, (*images, kernel, out))
+    return _launch(f"{name}_{layout}{pack}_{str(out.dtype).removeprefix('torch.')}", out, (*images, kernel),
+                   (samples, channels, groups, height, width, tap_step, group_step, relu),
+                   samples * groups * height * width // pack)
 
 
 @torch.library.custom_op("s2amsnet::involution", mutates_args=(), device_types="cpu")
-def involution(x: Tensor, kernel: Tensor) -> Tensor:
-    """x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W]."""
-    return reference.forward(x, kernel)
+def involution(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    """x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W]; with `relu`, max(kernel, 0) stands for the kernel."""
+    return _like_image(x, kernel).copy_(reference.forward(x, kernel.relu() if relu else kernel))
 
 
 @torch.library.custom_op("s2amsnet::involution_grad_input", mutates_args=(), device_types="cpu")
-def involution_grad_input(grad: Tensor, kernel: Tensor) -> Tensor:
+def involution_grad_input(grad: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
     """grad [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W]."""
-    return reference.grad_input(grad, kernel)
+    return _like_image(grad, kernel).copy_(reference.grad_input(grad, kernel.relu() if relu else kernel))
 
 
 @torch.library.custom_op("s2amsnet::involution_grad_kernel", mutates_args=(), device_types="cpu")
-def involution_grad_kernel(grad: Tensor, x: Tensor) -> Tensor:
-    """grad [N,C,H,W], x [N,C,H,W] -> [N,G,9,H,W]."""
-    return reference.grad_kernel(grad, x)
-
-
-@torch.library.custom_op("s2amsnet::gather_patches", mutates_args=(), device_types="cpu")
-def gather_patches(cube: Tensor, centres: Tensor, size: int) -> Tensor:
-    """cube [B,H,W], centres [N,2] int64 -> [N,B,size,size]."""
-    return reference.gather_patches(cube, centres, size)
+def involution_grad_kernel(grad: Tensor, x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    """grad [N,C,H,W], x [N,C,H,W] -> [N,G,9,H,W], which gets its layout and, with `relu`, its zeros from the kernel."""
+    result = reference.grad_kernel(grad, x)
+    return _like_kernel(grad, x, kernel).copy_(result.masked_fill_(kernel <= 0, 0) if relu else result)
 
 
 @involution.register_fake
 @involution_grad_input.register_fake
-def _like_first(first: Tensor, second: Tensor) -> Tensor:
-    return torch.empty_like(first, memory_format=torch.contiguous_format)
+def _like_image(image: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    return torch.empty_like(_image(image, by_pixels(image, kernel)))
 
 
 @involution_grad_kernel.register_fake
-def _like_kernel(grad: Tensor, x: Tensor) -> Tensor:
-    batch, channels, height, width = x.shape
-    return x.new_empty(batch, reference.group_count(channels), reference.TAPS, height, width)
-
-
-@gather_patches.register_fake
-def _like_patches(cube: Tensor, centres: Tensor, size: int) -> Tensor:
-    return cube.new_empty(centres.shape[0], cube.shape[0], size, size)
+def _like_kernel(grad: Tensor, x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    return torch.empty_like(_kernel(kernel, by_pixels(grad, kernel)))
 
 
 @involution.register_kernel("cuda")
-def launch_involution(x: Tensor, kernel: Tensor) -> Tensor:
-    return _launch_involution("involution", _like_first(x, kernel), x, kernel, x.shape)
+def launch_involution(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    return _launch_involution("involution", (x,), kernel, relu, like_kernel=False)
 
 
 @involution_grad_input.register_kernel("cuda")
-def launch_grad_input(grad: Tensor, kernel: Tensor) -> Tensor:
-    return _launch_involution("involution_grad_input", _like_first(grad, kernel), grad, kernel, grad.shape)
+def launch_grad_input(grad: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    return _launch_involution("involution_grad_input", (grad,), kernel, relu, like_kernel=False)
 
 
 @involution_grad_kernel.register_kernel("cuda")
-def launch_grad_kernel(grad: Tensor, x: Tensor) -> Tensor:
-    return _launch_involution("involution_grad_kernel", _like_kernel(grad, x), grad, x, x.shape)
+def launch_grad_kernel(grad: Tensor, x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    return _launch_involution("involution_grad_kernel", (grad, x), kernel, relu, like_kernel=True)
 
 
-@gather_patches.register_kernel("cuda")
-def launch_gather(cube: Tensor, centres: Tensor, size: int) -> Tensor:
-    out = _like_patches(cube, centres, size)
-    return _launch(f"gather_patches_{8 * cube.element_size()}bit", out, (cube.contiguous(), centres.contiguous()),
-                   (len(centres), *cube.shape, size), out.numel())
-
-
-def _save_inputs(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save_inputs(ctx, inputs: tuple[Tensor | bool, ...], output: Tensor) -> None:
+    *tensors, ctx.relu = inputs
+    ctx.save_for_backward(*tensors)
 
 
 # The involution is linear in x and in the kernel, so with <.,.> the sum over all elements
 # <involution(x, k), g> = <x, grad_input(g, k)> = <k, grad_kernel(g, x)>: the three are each other's gradients.
-def _involution_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+# What comes from behind is brought into the layout of x first, so that the gradients have the layouts of x and kernel.
+def _involution_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, kernel = ctx.saved_tensors
-    return (involution_grad_input(grad, kernel) if ctx.needs_input_grad[0] else None,
-            involution_grad_kernel(grad, x) if ctx.needs_input_grad[1] else None)
+    grad = _image(grad, by_pixels(x, kernel))
+    return (involution_grad_input(grad, kernel, ctx.relu) if ctx.needs_input_grad[0] else None,
+            involution_grad_kernel(grad, x, kernel, ctx.relu) if ctx.needs_input_grad[1] else None, None)
 
 
-def _grad_input_backward(ctx, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _grad_input_backward(ctx, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     grad, kernel = ctx.saved_tensors
-    return (involution(v, kernel) if ctx.needs_input_grad[0] else None,
-            involution_grad_kernel(grad, v) if ctx.needs_input_grad[1] else None)
+    v = _image(v, by_pixels(grad, kernel))
+    return (involution(v, kernel, ctx.relu) if ctx.needs_input_grad[0] else None,
+            involution_grad_kernel(grad, v, kernel, ctx.relu) if ctx.needs_input_grad[1] else None, None)
 
 
-def _grad_kernel_backward(ctx, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    grad, x = ctx.saved_tensors
+def _grad_kernel_backward(ctx, v: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    grad, x, kernel = ctx.saved_tensors
+    v = torch.where(kernel > 0, v, 0) if ctx.relu else v
     return (involution(x, v) if ctx.needs_input_grad[0] else None,
-            involution_grad_input(grad, v) if ctx.needs_input_grad[1] else None)
+            involution_grad_input(grad, v) if ctx.needs_input_grad[1] else None, None, None)
 
 
 involution.register_autograd(_involution_backward, setup_context=_save_inputs)
 involution_grad_input.register_autograd(_grad_input_backward, setup_context=_save_inputs)
 involution_grad_kernel.register_autograd(_grad_kernel_backward, setup_context=_save_inputs)
+
+
+# ---- patches ----
+
+@torch.library.custom_op("s2amsnet::gather_patches", mutates_args=(), device_types="cpu")
+def gather_patches(cube: Tensor, centres: Tensor, size: int, channels_last: bool = False) -> Tensor:
+    """cube [B,H,W], laid out in any way, centres [N,2] int64 -> [N,B,size,size]."""
+    return _like_patches(cube, centres, size, channels_last).copy_(reference.gather_patches(cube, centres, size))
+
+
+@torch.library.custom_op("s2amsnet::gather_augmented", mutates_args=(), device_types="cpu")
+def gather_augmented(cube: Tensor, centres: Tensor, size: int, seed: Tensor, first: int = 0, flip: bool = True,
+                     radiation: bool = True, channels_last: bool = False) -> Tensor:
+    """cube [B,H,W] float32, laid out in any way, centres [N,2] int64, seed [1] int64 -> [N,B,size,size]."""
+    patches = reference.gather_augmented(cube, centres, size, seed, first, flip, radiation)
+    return _like_patches(cube, centres, size, channels_last).copy_(patches)
+
+
+@gather_patches.register_fake
+def _like_patches(cube: Tensor, centres: Tensor, size: int, channels_last: bool = False) -> Tensor:
+    return torch.empty((centres.shape[0], cube.shape[0], size, size), dtype=cube.dtype, device=cube.device,
+                       memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@gather_augmented.register_fake
+def _like_augmented(cube: Tensor, centres: Tensor, size: int, seed: Tensor, first: int = 0, flip: bool = True,
+                    radiation: bool = True, channels_last: bool = False) -> Tensor:
+    return _like_patches(cube, centres, size, channels_last)
+
+
+def _launch_gather(name: str, cube: Tensor, inputs: tuple[Tensor, ...], size: int, channels_last: bool,
+                   sizes: tuple[int, ...] = (), numbers: tuple[float, ...] = ()) -> Tensor:
+    """Start a gather from the cube with the inputs centres and, perhaps, seed."""
+    centres = inputs[0]
+    out = _like_patches(cube, centres, size, channels_last)
+    return _launch(name, out, (cube, *(tensor.contiguous() for tensor in inputs)),
+                   (len(centres), *cube.shape, *cube.stride(), size, channels_last, *sizes),
+                   len(centres) * size * size * -(-cube.shape[0] // QUAD), numbers)
+
+
+@gather_patches.register_kernel("cuda")
+def launch_gather(cube: Tensor, centres: Tensor, size: int, channels_last: bool = False) -> Tensor:
+    return _launch_gather(f"gather_patches_{8 * cube.element_size()}bit", cube, (centres,), size, channels_last)
+
+
+@gather_augmented.register_kernel("cuda")
+def launch_augmented(cube: Tensor, centres: Tensor, size: int, seed: Tensor, first: int = 0, flip: bool = True,
+                     radiation: bool = True, channels_last: bool = False) -> Tensor:
+    reference.check_augmented(cube, centres, seed)
+    low, high = reference.RADIATION_GAIN
+    return _launch_gather("gather_augmented", cube, (centres, seed), size, channels_last, (first, flip, radiation),
+                          (low, high - low, reference.RADIATION_NOISE))

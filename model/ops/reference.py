@@ -12,6 +12,8 @@ contiguous run of memory, and no shifted copies of x (nine times its size, as in
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,3 +145,100 @@ def _cropped(view: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+# ---- patches with flips and radiation noise ----
+
+RADIATION_GAIN = (0.9, 1.1)      # alpha of the radiation noise, per patch (DESIGN, section 2)
+RADIATION_NOISE = 1 / 25         # standard deviation of its additive part, per value
+QUAD = 4                         # bands that share one draw of Philox
+PATCH_PURPOSE, NOISE_PURPOSE = 0, 1      # last word of Philox's counter: draws of a patch, draws of its values
+LOW_WORD = 0xFFFFFFFF
+
+
+def gather_augmented(cube: Tensor, centres: Tensor, size: int, seed: Tensor, first: int = 0, flip: bool = True,
+                     radiation: bool = True) -> Tensor:
+    """`gather_patches`, then flips (half the patches: left-right and up-down, each with probability one half), then
+    radiation noise (half the patches: alpha x + n / 25, alpha ~ U(0.9, 1.1) per patch, n ~ N(0, 1) per value).
+
+    cube [B,H,W] float32, centres [N,2] int64, seed [1] int64 (its 64 bits) -> [N,B,size,size].  Patch n is number
+    first + n of the seed's patches: its draws depend on (seed, first + n) and the place in the patch alone.
+    Raises ValueError for other types.
+    """
+    check_augmented(cube, centres, seed)
+    patches = gather_patches(cube, centres, size)
+    number = first + torch.arange(len(centres), device=cube.device)
+    words = philox(_counter(torch.zeros_like(number), number, PATCH_PURPOSE), seed)[:, None, None, None]   # [N,1,1,1,4]
+    if flip:
+        coins = words[..., 0]                                            # bits: flipped at all, left-right, up-down
+        patches = torch.where(coins & 3 == 3, patches.flip(3), patches)
+        patches = torch.where(coins & 5 == 5, patches.flip(2), patches)
+    if radiation:
+        low, high = RADIATION_GAIN
+        gain = low + (high - low) * uniform(words[..., 2])
+        noisy = gain * patches + RADIATION_NOISE * _noise(patches, number, seed)
+        patches = torch.where(words[..., 1] & 1 == 1, noisy, patches)
+    return patches
+
+
+def check_augmented(cube: Tensor, centres: Tensor, seed: Tensor) -> None:
+    """Raises ValueError where the arguments of `gather_augmented` have other types, which kernels would misread."""
+    types = (cube.dtype, centres.dtype, seed.dtype)
+    if types != (torch.float32, torch.int64, torch.int64) or seed.shape != (1,):
+        raise ValueError(f"gather_augmented: cube, centres and seed are {', '.join(map(str, types))}, the seed "
+                         f"{tuple(seed.shape)}; expected float32, int64 and int64 [1].")
+    if not cube.device == centres.device == seed.device:
+        raise ValueError(f"gather_augmented: the cube is on {cube.device}, the centres on {centres.device}, the seed on "
+                         f"{seed.device}. Move them together.")
+
+
+def gather_spectra(cube: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The spectra at rows [N,P] and columns [N,P] of a scene that is mirrored at its edge: [N,P,P,B].
+
+    Made for a cube [B,H,W] with a pixel's bands side by side, of which whole spectra are copied; any other is copied as
+    a whole first.
+    """
+    bands, height, width = cube.shape
+    pixels = mirror(rows, height)[:, :, None] * width + mirror(columns, width)[:, None, :]                 # [N,P,P]
+    return cube.permute(1, 2, 0).reshape(-1, bands).index_select(0, pixels.flatten()).view(*pixels.shape, bands)
+
+
+def _noise(patches: Tensor, number: Tensor, seed: Tensor) -> Tensor:
+    """Standard normal numbers for patches [N,B,P,P], four bands of a pixel from each draw of Philox."""
+    _, bands, size, _ = patches.shape
+    quads = -(-bands // QUAD)
+    quad = torch.arange(size * size * quads, device=patches.device)
+    numbers = normals(philox(_counter(quad, number[:, None], NOISE_PURPOSE), seed))        # [N, P P quads, 4]
+    return numbers.view(-1, size, size, quads * QUAD)[..., :bands].permute(0, 3, 1, 2)
+
+
+def _counter(quad: Tensor, number: Tensor, purpose: int) -> Tensor:
+    """Philox's counter [...,4] for a quad of a patch."""
+    quad, number = torch.broadcast_tensors(quad, number)
+    return torch.stack([quad, number & LOW_WORD, number >> 32 & LOW_WORD, torch.full_like(quad, purpose)], dim=-1)
+
+
+def philox(counter: Tensor, seed: Tensor) -> Tensor:
+    """Philox4x32-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405).
+
+    counter [N,...,4] int64 words 0..2^32 - 1, seed [1] int64 with the key's first word in its low half -> [N,...,4].
+    """
+    words, key = list(counter.unbind(-1)), [seed & LOW_WORD, seed >> 32 & LOW_WORD]
+    for _ in range(10):
+        first, second = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]       # modulo 2^64, so the high words are right
+        words = [(second >> 32 & LOW_WORD) ^ words[1] ^ key[0], second & LOW_WORD,
+                 (first >> 32 & LOW_WORD) ^ words[3] ^ key[1], first & LOW_WORD]
+        key = [(key[0] + 0x9E3779B9) & LOW_WORD, (key[1] + 0xBB67AE85) & LOW_WORD]
+    return torch.stack(words, dim=-1)
+
+
+def uniform(words: Tensor) -> Tensor:
+    """Words 0..2^32 - 1 -> float32 in [0, 1), in steps of 2^-24."""
+    return (words >> 8).float() / 2 ** 24
+
+
+def normals(words: Tensor) -> Tensor:
+    """Words [...,4] -> standard normal numbers [...,4] float32, by Box and Muller's transform of two pairs."""
+    first, second = uniform(words).double().unflatten(-1, (2, 2)).unbind(-1)               # [...,2] each
+    radius, angle = (-2 * torch.log1p(-first)).sqrt(), 2 * math.pi * second
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2).float()

@@ -1,0 +1,195 @@
+"""The C++ kernels against the reference, and how they are built."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from model.ops import build, cpu, involution, reference
+from model.ops.build import BuildError, library
+
+needs_kernels = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=f"no C++: {cpu.unavailable_reason()}")
+SIZES = [(2, 1, 3, 3), (1, 2, 1, 4), (2, 3, 5, 1), (1, 5, 1, 1), (3, 8, 4, 7), (2, 14, 5, 5), (2, 25, 5, 4),
+         (1, 47, 3, 3), (2, 48, 9, 9), (2, 128, 5, 5)]
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+
+
+def image(*shape, dtype=torch.float32, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng).to(dtype).requires_grad_()
+
+
+def relative(ours, theirs):
+    return ((ours.float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-20)).item()
+
+
+def value_and_gradients(operator, inputs):
+    y = operator(*inputs)
+    pull = image(*y.shape, seed=9).detach().to(y.dtype)
+    return y, *torch.autograd.grad(y, inputs, pull)
+
+
+@needs_kernels
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_involution_equals_the_reference(size, dtype, relu):
+    batch, channels, height, width = size
+    inputs = image(*size, dtype=dtype), image(batch, reference.group_count(channels), 9, height, width, dtype=dtype)
+    results = [value_and_gradients(lambda *both: involution(*both, backend=backend, relu=relu), inputs)
+               for backend in ("cpu", "reference")]
+    for ours, theirs in zip(*results):
+        assert ours.dtype == dtype and relative(ours, theirs) < ROUNDING[dtype]
+
+
+@needs_kernels
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("reduced", [1, 15, 16, 33])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_generated_involution_equals_convolution_and_involution(size, reduced, relu):
+    batch, channels, height, width = size
+    taps = 9 * reference.group_count(channels)
+    inputs = image(*size), image(batch, reduced, height, width), image(taps, reduced, 1, 1, seed=1), image(taps, seed=2)
+
+    def separate(x, hidden, weight, bias):
+        kernel = functional.conv2d(hidden, weight, bias).unflatten(1, (-1, 9))
+        return involution(x, kernel, backend="reference", relu=relu)
+
+    results = [value_and_gradients(operator, inputs)
+               for operator in (lambda *all_four: cpu.generated_involution(*all_four, relu), separate)]
+    for ours, theirs in zip(*results):
+        assert relative(ours, theirs) < 1e-5
+
+
+@needs_kernels
+def test_strided_inputs_give_the_same_as_dense_ones():
+    x, kernel = image(2, 7, 8, 10)[:, 1:, ::2, ::2], image(2, 4, 9, 8, 10)[:, ::2, :, ::2, ::2]
+    assert torch.equal(cpu.involution(x, kernel), cpu.involution(x.clone(), kernel.clone()))
+    assert cpu.involution(x[:0], kernel[:0]).shape == (0, 6, 4, 5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [(2, 96, 13, 13), (1, 112, 4, 5), (3, 128, 1, 1), (2, 96, 2, 9)], ids=str)
+@pytest.mark.parametrize("out_channels", [96, 144])
+def test_winograd_equals_the_direct_convolution(size, out_channels):
+    inputs = image(*size), image(out_channels, size[1], 3, 3)
+    results = [value_and_gradients(operator, inputs)
+               for operator in (cpu.conv3x3, lambda x, weight: functional.conv2d(x, weight, padding=1))]
+    assert type(results[0][0].grad_fn).__name__ == "_WinogradBackward"
+    for ours, theirs in zip(*results):
+        assert relative(ours, theirs) < 2e-6
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels,size", [(1, 3), (7, 5), (25, 4), (48, 3)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_norm_relu_sum_equals_its_parts(channels, size, count):
+    """Output, all gradients, running statistics; then evaluation mode."""
+    weights = torch.tensor([0.3, 0.7][:count], requires_grad=True) if count == 2 else None
+    inputs = [image(6, channels, size, size, seed=i) for i in range(count)]
+    results = []
+    for operator in (cpu.norm_relu_sum, plain_norm_relu_sum):
+        norms = [nn.BatchNorm2d(channels, momentum=momentum) for momentum in (0.1, None)[:count]]
+        for i, norm in enumerate(norms):
+            norm.weight.data, norm.bias.data = image(channels, seed=3 + i).data, image(channels, seed=5 + i).data
+        wanted = [*inputs, *(p for norm in norms for p in norm.parameters()), *([weights] if count == 2 else [])]
+        for _ in range(2):
+            found = value_and_gradients(lambda *_: operator([x * 3 + 50 for x in inputs], norms, weights), wanted)
+        buffers = [buffer.float() for norm in norms for buffer in norm.buffers()]
+        for norm in norms:
+            norm.eval()
+        with torch.no_grad():
+            results.append([*found, *buffers, operator([x * 3 + 50 for x in inputs], norms, weights)])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5)
+
+
+def plain_norm_relu_sum(inputs, norms, weights):
+    branches = [functional.relu(norm(x)) for norm, x in zip(norms, inputs)]
+    return sum(branches if weights is None else [w * branch for w, branch in zip(weights, branches)])
+
+
+@needs_kernels
+def test_a_nan_is_not_hidden_by_a_relu():
+    x, norm = image(2, 20, 3, 3).detach(), nn.BatchNorm2d(20)
+    x[0, 4, 1, 1] = torch.nan
+    assert cpu.norm_relu_sum([x], [norm], None)[:, 4].isnan().all()
+    kernel = image(2, 6, 9, 3, 3).detach()
+    kernel[0, 0, 4, 1, 1] = torch.nan
+    assert cpu.involution(image(2, 20, 3, 3), kernel, relu=True)[0, :3, 1, 1].isnan().all()
+    assert cpu.involution(x.bfloat16(), kernel.bfloat16()).isnan().any()
+
+
+@needs_kernels
+def test_the_bits_do_not_depend_on_the_number_of_threads():
+    inputs = image(40, 48, 5, 5), image(40, 9, 5, 5), image(144, 9, 1, 1), image(144)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        norm = nn.BatchNorm2d(48)
+        y = cpu.norm_relu_sum([cpu.generated_involution(*inputs)], [norm], None)
+        results.append([y, norm.running_var, *torch.autograd.grad(y.square().sum(), inputs)])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2AMSNET_CACHE", str(tmp_path / "cache"))
+    library.cache_clear()
+    yield tmp_path
+    library.cache_clear()
+
+
+def one_function(folder, body="return 41 + 1;"):
+    source = folder / "answer.cpp"
+    source.write_text(f'extern "C" int answer() {{ {body} }}\n')
+    return source
+
+
+@needs_kernels
+def test_a_build_is_kept_and_a_changed_source_is_built_anew(cache, caplog):
+    caplog.set_level("INFO", logger="model.ops.build")
+    for _ in range(2):
+        assert library(one_function(cache)).answer() == 42
+        library.cache_clear()
+    assert sum("Compiling answer.cpp" in message for message in caplog.messages) == 1
+    assert library(one_function(cache, "return 7;")).answer() == 7
+    assert len(list((cache / "cache").glob("answer-*.so"))) == 2
+
+
+@needs_kernels
+def test_processes_wait_for_the_one_that_builds(cache):
+    words = ("from pathlib import Path; from model.ops.build import library; "
+             f"print(library(Path({str(one_function(cache))!r})).answer())")
+    processes = [subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["42\n", "42\n"]
+    assert len(list((cache / "cache").glob("*.so"))) == 1
+
+
+@needs_kernels
+def test_a_source_that_does_not_compile_is_a_build_error_and_leaves_nothing(cache):
+    with pytest.raises(BuildError, match="the compiler failed"):
+        library(one_function(cache, "return nothing;"))
+    assert not list((cache / "cache").glob("*.so")) and not list((cache / "cache").glob("tmp*"))
+
+
+def test_no_compiler_and_no_place_are_build_errors(cache, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match="there is no C.. compiler .'no-such-compiler'"):
+        library(one_function(cache))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(build.shutil, "which", lambda name: name)
+    monkeypatch.setenv("S2AMSNET_CACHE", str(cache / "answer.cpp" / "below a file"))
+    with pytest.raises(BuildError):
+        library(one_function(cache))
+
+
+@needs_kernels
+def test_a_library_from_the_cache_needs_no_torch_tools(cache):
+    source = one_function(cache)
+    assert isinstance(library(source), ctypes.CDLL)
