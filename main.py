@@ -2,7 +2,7 @@
 
     python main.py --source_name Houston13 --target_name Houston18 --patch_size 13 --training_sample_ratio 0.8
     python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, export, figures,
-                                         parity, sweep, tables, prepare
+                                         parity, bench, sweep, tables, prepare
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import utils.threads  # before torch
 from tqdm import tqdm
 
 from model.methods import Method
-from utils import checkpoint, commands
+from utils import allocator, checkpoint, commands, cost
 from utils.config import TrainConfig, parse_train
 from utils.errors import NonFiniteLossError, UserError
 from utils.metrics import scores
@@ -52,6 +52,7 @@ def train(argv: list[str]) -> RunFolder:
         save_state(run, config, data, method, streams, state)
     run.begin(config, data, environment(device, backend_of(config, device)))
     log.info("%s, seed %d -> %s", run_label(config), config.seed, run.path)
+    cost.announce(config, data, device, config.max_epoch - state["epoch"])
     try:
         fit(run, config, data, method, streams, state)
         score_run(run, method, data, state["selected"])
@@ -168,6 +169,7 @@ def main(argv: list[str]) -> int:
     """Run one command; a user's error becomes one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)      # a scheduler's stop is an interruption too
+    allocator.keep_freed_memory()
     table = {"train": train} | commands.TABLE
     command, words = (argv[0], argv[1:]) if argv and argv[0] in table else ("train", argv)
     try:

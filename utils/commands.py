@@ -1,4 +1,4 @@
-"""The commands beside `train`: evaluate, predict, export, figures, parity, sweep, tables, prepare."""
+"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, prepare."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from datasets.scene import Scene
 from datasets.writers import write_map
 from utils import figures, parity as recorded, released, tables as table_maker
 from utils.assembly import read_scene, scene_sampler
+from utils.bench import bench
 from utils.config import parse_command, tidy
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.metrics import constant_answer, scores
@@ -207,5 +208,5 @@ def prepare(words: list[str]) -> None:
 
 
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
-    "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "sweep": sweep,
-    "tables": tables, "prepare": prepare}
+    "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "bench": bench,
+    "sweep": sweep, "tables": tables, "prepare": prepare}

@@ -1,0 +1,234 @@
+"""The estimate before training: closed forms against what is counted and measured; the allocator's settings."""
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import batch, build, settings
+from model.methods import Task
+from model.ops import BACKENDS, resolve_backend
+from utils import activations, allocator, cost, flops, measure
+
+CPU = torch.device("cpu")
+VARIANTS = [{}, {"recipe": "paper"}, {"ablate": ["no_mmirn", "one_generator"]},
+            {"ablate": ["no_mixing", "one_generator"]}, {"ablate": ["no_adversarial"]},
+            {"ablate": ["no_adversarial", "no_mmirn"]}, {"ablate": ["no_spatial"]},
+            {"generators": "split", "source_ce": "on"}, {"generators": "shared"}, {"contrast_layers": [7, 17]},
+            {"method": "erm"}, {"method": "erm_gain"}]
+
+
+@pytest.mark.parametrize("patch_size, pro_dim", [(5, 16), (9, 13)])
+@pytest.mark.parametrize("entries", VARIANTS, ids=str)
+def test_operations_are_those_that_torch_counts(entries, patch_size, pro_dim):
+    method = build(bands=14, patch_size=patch_size, backend="reference", pro_dim=pro_dim, **entries)
+    with FlopCounterMode(display=False) as counter:
+        method.update(*batch(8, 14, patch_size=patch_size))
+    found = cost.OPERATIONS[method.settings.method](method.task, method.settings, 8)
+    assert sum(found) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def kept_values(network, *inputs) -> float:
+    """Values per sample that autograd keeps of a forward pass, without the weights."""
+    seen = {}
+
+    def keep(tensor):
+        if tensor.dim() and tensor.shape[0] in (4, 1) and tensor.dim() in (2, 4, 5):
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(*inputs)
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values()) / 4 / 4
+
+
+@pytest.mark.parametrize("recipe", ["released", "paper"])
+@pytest.mark.parametrize("bands, patch_size", [(48, 9), (90, 7)])
+def test_kept_values_are_those_that_autograd_keeps(recipe, bands, patch_size):
+    method = build(bands, 3, patch_size, recipe=recipe, backend="reference", pro_dim=40, GIN_ch=20, mmirn_filters=8)
+    x, _ = batch(4, bands, patch_size=patch_size)
+    noise, outputs = method.draw_noise(x)[:3], 2 * bands * patch_size ** 2
+    assert activations.discriminator(method.task, method.settings, "reference") == \
+        pytest.approx(kept_values(method.discriminator, x), rel=0.05)
+    assert activations.generator(method.task, method.settings, "a", "reference") == \
+        pytest.approx(kept_values(method.generators["a"], x, noise) + outputs, rel=0.05)
+    assert activations.mmirn(method.task, method.settings) == \
+        pytest.approx(kept_values(method.mmirn, x.clone().requires_grad_()), rel=0.3)
+
+
+@pytest.mark.parametrize("entries", [{}, {"method": "erm"}], ids=["s2amsnet", "erm"])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("n, patch_size, pro_dim", [(64, 9, 64), (32, 13, 96)])
+def test_memory_of_a_step(n, patch_size, pro_dim, backend, entries):
+    method = build(48, 7, patch_size, backend=backend, pro_dim=pro_dim, GIN_ch=24, mmirn_filters=8, **entries)
+    x, y = batch(n, 48, 7, patch_size)
+    method.update(x, y)
+    allocator.give_back()
+    held = measure.reset_peak(CPU)
+    if held is None:
+        pytest.skip("this system does not tell the peak of a part of a process")
+    method.update(x, y)
+    method.update(x, y)
+    rise = measure.peak(CPU) - held
+    found = cost.KEPT[method.settings.method](method.task, method.settings, n, resolve_backend(backend, CPU))
+    assert found.held == pytest.approx(rise, rel=0.3)
+
+
+def test_every_backend_has_its_constants():
+    assert cost.WEIGHT.keys() == activations.BACKWARD.keys() == set(BACKENDS) - {"auto"}
+    assert cost.OPERATIONS.keys() == cost.KEPT.keys() >= cost.DIAGNOSED
+
+
+def fixed_throughput(monkeypatch, **speed):
+    monkeypatch.setattr(cost, "throughput", lambda batch, width, patch, dtype, device: speed[str(dtype).split(".")[1]])
+
+
+def test_seconds_follow_from_operations_values_and_passes(monkeypatch):
+    fixed_throughput(monkeypatch, float32=1e9)
+    task, chosen = Task(48, 7, 9), settings(backend="reference", pro_dim=64, GIN_ch=24)
+    kept = activations.s2amsnet_step(task, chosen, 64, "reference")
+    operations = sum(flops.s2amsnet_step(task, chosen, 64))
+    step = (operations + cost.WEIGHT["reference"] * (kept.classifier + kept.others)) / 1e9 + cost.OVERHEAD * 13
+    found = cost.estimate(chosen, task, 64, 10, 0, CPU)
+    assert found.step == pytest.approx(step) and found.memory == kept.held
+    assert found.epoch == pytest.approx(11 * step)                       # the diagnostics count as a step
+    evaluated = cost.estimate(chosen, task, 64, 10, 1000, CPU)
+    assert evaluated.step == found.step
+    assert evaluated.epoch > found.epoch + 1000 * flops.discriminator(task, chosen).all / 1e9
+
+
+def test_half_precision_is_faster_and_smaller_in_the_discriminator_alone(monkeypatch):
+    fixed_throughput(monkeypatch, float32=1e9, bfloat16=2e9)
+    task, chosen = Task(48, 7, 9), settings(backend="reference", pro_dim=64)
+    full, half = (cost.estimate(replace(chosen, precision=name), task, 64, 10, 0, CPU) for name in ("float32", "bf16"))
+    others = cost.estimate(replace(chosen, ablate=["no_adversarial"]), task, 64, 10, 0, CPU)
+    assert others.step / 2 < full.step / 2 < half.step < full.step
+    assert full.memory / 2 < half.memory < full.memory
+
+
+def test_throughput_is_quick_and_draws_no_random_numbers():
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    started = time.perf_counter()
+    assert 1e8 < cost.throughput(256, 128, 13, torch.float32, CPU) < 1e16
+    assert time.perf_counter() - started < 1.0                           # a tenth of it where the machine is free
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0.0004, "1 ms"), (0.018, "18 ms"), (0.2, "0.2 s"), (2.44, "2.4 s"), (9.96, "10 s"), (59.4, "59 s"),
+    (59.6, "1 min 0 s"), (250, "4 min 10 s"), (3599.8, "1 h 0 min"), (11520, "3 h 12 min"),
+    (86399, "1 d 0 h"), (269000, "3 d 3 h")])
+def test_durations(seconds, words):
+    assert cost.duration(seconds) == words
+
+
+def test_the_line():
+    found = cost.Estimate(step=2.4, epoch=28.8, memory=2.1e9)
+    assert cost.describe(found, 400, 23_040_000_000) == \
+        "about 2.4 s a step, 3 h 12 min for 400 epochs, 2.1 GB of memory (23.0 GB free)"
+    assert cost.describe(replace(found, memory=3.5e7), 1, None).endswith("1 epoch, 35 MB of memory")
+    assert cost.describe(found, 1, None) == "about 2.4 s a step, 29 s for 1 epoch, 2.1 GB of memory"
+
+
+def test_free_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "MEMINFO", tmp_path / "meminfo")
+    assert cost.free_memory(CPU) is None
+    (tmp_path / "meminfo").write_text("MemTotal:       24000000 kB\nMemAvailable:   2000000 kB\n")
+    assert cost.free_memory(CPU) == 2_048_000_000
+
+
+@pytest.mark.parametrize("free, warned", [(10 ** 12, False), (10 ** 4, True), (None, False)])
+def test_training_says_what_it_will_cost(pair, tmp_path, caplog, monkeypatch, free, warned):
+    monkeypatch.setattr(cost, "free_memory", lambda device: free)
+    pair.run("--method", "erm", "--max_epoch", "1", save_path=tmp_path)
+    line, = [record.message for record in caplog.records if record.message.startswith("Estimate: about ")]
+    assert " a step, " in line and " for 1 epoch, " in line
+    said = [record for record in caplog.records if "Memory will not do" in record.message]
+    assert [record.levelname for record in said] == ["WARNING"] * warned
+    assert all("--batch_size" in record.message for record in said)
+
+
+def test_nothing_is_said_of_an_unknown_method_or_of_a_finished_run(caplog):
+    for method, epochs in (("other", 3), ("erm", 0)):
+        cost.announce(SimpleNamespace(method=method), None, CPU, epochs)
+    assert not caplog.records
+
+
+class FakeLibc:
+    """glibc's two functions; `refuses` lists (parameter, value) pairs that mallopt does not take."""
+
+    def __init__(self, refuses=()):
+        self.said, self.refuses = [], refuses
+
+    def mallopt(self, parameter, value):
+        self.said.append((parameter, value))
+        return int((parameter, value) not in self.refuses)
+
+    def malloc_trim(self, pad):
+        self.said.append(("trim", pad))
+        return 1
+
+
+@pytest.fixture
+def libc(monkeypatch):
+    for name in ("GLIBC_TUNABLES", *allocator.USERS_WORDS):
+        monkeypatch.delenv(name, raising=False)
+    fake = FakeLibc()
+    monkeypatch.setattr(allocator, "is_glibc", lambda: True)
+    monkeypatch.setattr(allocator, "_functions", lambda: (fake.mallopt, fake.malloc_trim))
+    return fake
+
+
+def test_freed_memory_is_kept(libc):
+    assert allocator.keep_freed_memory()
+    assert libc.said == [(-3, 2 ** 31 - 1), (-1, 2 ** 31 - 1)]
+
+
+def test_an_older_glibc_never_maps_instead(libc):
+    libc.refuses = [(-3, 2 ** 31 - 1)]
+    assert allocator.keep_freed_memory()
+    assert libc.said == [(-3, 2 ** 31 - 1), (-4, 0), (-1, 2 ** 31 - 1)]
+
+
+def test_default_behaviour_gives_back_what_was_kept(libc):
+    assert allocator.default_behaviour()
+    assert libc.said == [(-4, 65536), (-3, 32 * 2 ** 20), (-1, 64 * 2 ** 20), ("trim", 0)]
+
+
+@pytest.mark.parametrize("name, value", [("MALLOC_TRIM_THRESHOLD_", "100000"), ("MALLOC_MMAP_THRESHOLD_", "100000"),
+                                         ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=100000")])
+def test_the_users_word_stands(libc, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert not allocator.keep_freed_memory() and not libc.said
+    assert allocator.keep_freed_memory(over_the_user=True) and libc.said
+
+
+def test_other_tunables_are_no_word_about_it(libc, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert allocator.keep_freed_memory()
+
+
+def test_nothing_happens_outside_glibc(libc, monkeypatch):
+    monkeypatch.setattr(allocator, "is_glibc", lambda: False)
+    assert not allocator.keep_freed_memory() and not allocator.default_behaviour()
+    allocator.give_back()
+    assert not libc.said
+
+
+def test_freed_memory_really_stays_and_goes():
+    if not allocator.is_glibc() or measure.reset_peak(CPU) is None:
+        pytest.skip("needs glibc, and a system that tells a process's memory")
+
+    def after_freeing():
+        block = torch.ones(2 ** 25)                                      # 128 MiB
+        del block
+        return measure.reset_peak(CPU)
+    allocator.default_behaviour()
+    gone = after_freeing()
+    allocator.keep_freed_memory(over_the_user=True)
+    kept = after_freeing()
+    allocator.give_back()
+    assert kept - gone > 100 * 2 ** 20 and kept - measure.reset_peak(CPU) > 100 * 2 ** 20
