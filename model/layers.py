@@ -38,7 +38,7 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         backend = resolve_backend(self.backend, x.device)
-        if backend == "cpu" and x.dtype in cpu.DTYPES:
+        if backend == "cpu" and takes_kernels([x], [*self.conv1.norm.parameters(), *self.conv2.conv.parameters()]):
             hidden = norm_relu_sum([self.conv1.conv(x)], [self.conv1.norm], None, backend)
             return cpu.generated_involution(x.to(hidden.dtype), hidden, self.conv2.conv.weight, self.conv2.conv.bias,
                                             self.relu)
@@ -60,12 +60,24 @@ class Involution(nn.Module):
 
 def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
                   backend: str = "auto") -> Tensor:
-    """sum_b weights[b]·relu(norms[b](inputs[b])), without weights their plain sum: [N, C, H, W] each -> [N, C, H, W]."""
-    if resolve_backend(backend, inputs[0].device) == "cpu" and inputs[0].dtype in cpu.DTYPES:
-        if norms[0].training or not torch.is_grad_enabled():        # the kernel has no gradient in evaluation mode
+    """sum_b weights[b]·relu(norms[b](inputs[b])), without weights their plain sum.
+
+    [N, C, H, W] each -> [N, C, H, W].
+    """
+    if resolve_backend(backend, inputs[0].device) == "cpu" and takes_kernels(inputs, [norm.weight for norm in norms]):
+        several_values = inputs[0].numel() > inputs[0].shape[1]         # per channel; else the norm itself complains
+        if several_values and (norms[0].training or not torch.is_grad_enabled()):   # no gradient in evaluation mode
             return cpu.norm_relu_sum(inputs, norms, weights)
     branches = [functional.relu(norm(x)) for norm, x in zip(norms, inputs)]
     return sum(branches if weights is None else [w * branch for w, branch in zip(weights, branches)])
+
+
+def takes_kernels(images: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    """Whether these are what the C++ kernels are for: images of one size and type, some of them, and float32."""
+    first = images[0]
+    return (first.dtype in cpu.DTYPES and first.numel() > 0
+            and all(image.shape == first.shape and image.dtype == first.dtype for image in images)
+            and all(parameter.dtype == torch.float32 for parameter in parameters))
 
 
 class SpectralBranch(nn.Module):

@@ -51,7 +51,7 @@ class MMIRN(nn.Module):
         """
         outputs = self.layer_outputs(x)
         if compact and 0 in outputs:
-            outputs[0] = x * repetitions(x.shape[-1], x.device).sqrt()
+            outputs[0] = x * repetitions(x.shape[-1], x.device).to(x.dtype).sqrt()
         return [h.flatten(1) for h in outputs.values()]
 
 
@@ -60,4 +60,4 @@ def repetitions(size: int, device: torch.device) -> Tensor:
     once = torch.arange(size, dtype=torch.float32, device=device)[None]
     padded = functional.pad(once, (PADDING, PADDING), mode="reflect")                         # [1, P + 6]
     count = (padded.T == once).sum(0)
-    return torch.outer(count, count).float()
+    return torch.outer(count, count)

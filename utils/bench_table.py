@@ -16,7 +16,7 @@ def text(result: dict[str, Any]) -> str:
     names = {name: f"{name} ({letter})" for name, letter in letters.items()}
     sections = {"training step": step_table(result), "part of the step (seconds)": parts_table(result),
                 "inference": rate_table(result, "inference", "patches/s"),
-                "whole scene; (a) and (b) patch by patch": rate_table(result, "scene", "pixels/s"),
+                "whole scene; (a) and (b) patch by patch, on a sample of its pixels": rate_table(result, "scene", "pixels/s"),
                 "data path": data_table(result)}
     made = [markdown(table.rename(index=names, columns=names), title) for title, table in sections.items()]
     return "\n\n".join([*made, f"{floor_line(result)} {memory_line(result)} {closing(result)}"])
@@ -26,7 +26,7 @@ def step_table(result: dict[str, Any]) -> pd.DataFrame:
     """A row per way: seconds, speed-ups, share of the floor reached, peak memory of the process."""
     floor = floor_seconds(result)
     return _frame({name: {"seconds": number(seconds(entry)), **_speed_ups(result, "step", entry),
-                          "of the floor": f"{100 * floor / seconds(entry):.0f} %",
+                          "of the float32 floor": f"{100 * floor / seconds(entry):.0f} %",
                           "peak memory": gigabytes(entry["peak_bytes"])} for name, entry in result["step"].items()})
 
 
@@ -73,11 +73,17 @@ def memory_line(result: dict[str, Any]) -> str:
 def closing(result: dict[str, Any]) -> str:
     """At what sizes, how, on what and by which command the numbers were made."""
     made, sizes = result["made"], result["sizes"]
+    scene = f" (whole scene: {runs(result, 'scene')})" if "scene" in result else ""
     return (f"Batch {sizes['batch_size']}, {sizes['bands']} bands, patch {sizes['patch_size']}, "
             f"widths {sizes['pro_dim']} and {sizes['GIN_ch']}, recipe {sizes['recipe']}, "
             f"scene {sizes['scene'][0]}×{sizes['scene'][1]}. "
-            f"Medians of {result['repeats']} after warm-up, taken in turns in one process. {machine(made)} "
+            f"Medians of {result['repeats']}{scene} after warm-up, taken in turns in one process. {machine(made)} "
             f"Made by `python main.py {shlex.join(made['command'])}`.")
+
+
+def runs(result: dict[str, Any], section: str) -> int:
+    """Timed repetitions behind a section's medians."""
+    return min(len(lap["seconds"]) for entry in result[section].values() for lap in entry["laps"].values())
 
 
 def machine(made: dict[str, Any]) -> str:

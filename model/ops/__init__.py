@@ -35,7 +35,7 @@ def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto", relu: bool =
     x, kernel = _autocast(x, x.device.type), _autocast(kernel, x.device.type)
     _check_involution(x, kernel)
     chosen = resolve_backend(backend, x.device)
-    if chosen == "cpu" and x.dtype in cpu.DTYPES:
+    if chosen == "cpu" and x.dtype in cpu.DTYPES and x.numel():
         return cpu.involution(x, kernel, relu)
     if chosen == "cupy":
         return cuda.involution(x, kernel, relu)

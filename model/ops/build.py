@@ -40,28 +40,36 @@ def library(source: Path) -> ctypes.CDLL:
     """
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
-        raise BuildError(f"there is no C++ compiler ('{compiler}')")
+        raise BuildError(f"there is no C++ compiler: CXX = '{compiler}' is not the name or path of a program"
+                         if "CXX" in os.environ else "there is no C++ compiler ('c++')")
     texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256("\n".join([*texts, compiler, *FLAGS, processor()]).encode()).hexdigest()[:16]
     try:
-        folder = cache_folder()
-        built = folder / f"{source.stem}-{key}.so"
-        with FileLock(folder / f"{source.stem}-{key}.lock"):
-            if not built.exists():
-                compile_into(built, source)
+        built = cache_folder() / f"{source.stem}-{key}.so"
+        if not built.exists():
+            with FileLock(built.with_suffix(".lock")):
+                if not built.exists():
+                    compile_into(built, source)
         return ctypes.CDLL(str(built))
     except OSError as error:
         raise BuildError(str(error)) from error
 
 
 def compile_into(built: Path, source: Path) -> None:
-    """Compile beside the place and move there when whole, so that a kill leaves no half library."""
-    from torch.utils import cpp_extension        # half a second, and needed only here
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + path      # pip's ninja, environment active or not
+    """Compile beside the place and move there when whole, so that a kill leaves no half library.
+
+    The caller holds the lock: what an earlier build that was killed has left is removed.
+    """
+    try:
+        from torch.utils import cpp_extension    # half a second, and needed only here
+    except ImportError as error:                 # of setuptools
+        raise BuildError(f"torch's extension tools cannot be imported ({error})") from error
     _log.info("Compiling %s for this processor (once, some seconds) ...", source.name)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
+    started, prefix, path = time.perf_counter(), f"{built.stem}-build-", os.environ.get("PATH", "")
+    for left in built.parent.glob(prefix + "*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=built.parent, prefix=prefix) as scratch:
+        os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + path  # pip's ninja, environment active or not
         try:
             made = cpp_extension.load(source.stem, [str(source)], extra_cflags=list(FLAGS), extra_ldflags=["-fopenmp"],
                                       build_directory=scratch, is_python_module=False)

@@ -1,6 +1,7 @@
 """The C++ kernels for tensors on a CPU: involution, and BatchNorm + ReLU + weighted sum of branches.
 
-Compiled graphs break at them.  They take float32 and bfloat16, channels_last (NHWC in memory); what comes otherwise is copied into that layout first.
+They take images in float32 and bfloat16, channels_last (NHWC in memory), and copy others into that layout first;
+parameters in float32; no empty images (model/layers.py and model/ops choose).  Compiled graphs break at them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 from model.ops.build import BuildError, library
-from model.ops.reference import TAPS, group_count
+from model.ops.reference import group_count
 
 SOURCES = {name: Path(__file__).with_name(f"{name}.cpp") for name in ("involution", "norm", "winograd")}
 MORE_SOURCES = tuple(Path(__file__).with_name(name) for name in ("patches.cpp", "scan.cpp"))     # called from elsewhere
@@ -100,8 +101,8 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
 
     By Winograd in float32 where both numbers of channels make that worth while, else by oneDNN.
     """
-    low = torch.is_autocast_enabled("cpu") or x.dtype != torch.float32
-    if low or min(weight.shape[:2]) < WINOGRAD_CHANNELS or weight.shape[0] % 16 or weight.shape[1] % 16:
+    plain = torch.is_autocast_enabled("cpu") or {x.dtype, weight.dtype} != {torch.float32} or not x.numel()
+    if plain or min(weight.shape[:2]) < WINOGRAD_CHANNELS or weight.shape[0] % 16 or weight.shape[1] % 16:
         return functional.conv2d(x, weight, padding=1)
     return _Winograd.apply(x, weight)
 
@@ -162,7 +163,8 @@ class _GeneratedInvolution(torch.autograd.Function):
         grad, wanted = _nhwc(grad), ctx.needs_input_grad
         grad_x = torch.empty_like(x, memory_format=torch.channels_last) if wanted[0] else None
         grad_hidden = torch.empty_like(hidden, memory_format=torch.channels_last)
-        grad_weight, grad_bias = (torch.empty_like(weight), torch.empty_like(bias)) if wanted[2] or wanted[3] else (None,) * 2
+        grad_weight, grad_bias = ((torch.empty_like(weight), torch.empty_like(bias)) if wanted[2] or wanted[3] else
+                                  (None, None))
         _kernel("generated_backward", x.dtype)(
             *_addresses(grad, x, hidden, weight, bias, grad_x, grad_hidden, grad_weight, grad_bias), byref(_shape(x)),
             hidden.shape[1], ctx.relu)

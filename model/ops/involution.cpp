@@ -5,7 +5,6 @@
 // three times the size of its images, are never in memory.
 
 #include <algorithm>
-#include <vector>
 
 #include "matrices.h"
 #include "sample.h"

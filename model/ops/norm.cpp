@@ -4,6 +4,7 @@
 // Sums are float within a short run of rows and double across, and the runs are shared out by number and not by thread,
 // so the bits do not depend on the number of threads.
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -140,7 +141,8 @@ std::vector<double> gradient_sums(const T* grad, const T* const* x, const Norm* 
 }
 
 // The gradients of one branch's parameters from its sums, and what its input's gradient is made of:
-// weight gamma rstd (d - mean(d) - xn mean(d xn)) with xn = (x - mean) rstd, that is slope d + along (x - mean) + offset.
+// weight gamma rstd (d - mean(d) - xn mean(d xn)) with xn = (x - mean) rstd, that is
+// slope d + along (x - mean) + offset.
 struct Branch {
     std::vector<float> slope, along, offset;
 
@@ -152,7 +154,8 @@ struct Branch {
             const double sum = sums[c], projected = sums[channels + c] * norm.rstd[c];
             grad_gamma[c] = static_cast<float>(weight * projected);
             grad_beta[c] = static_cast<float>(weight * sum);
-            through_weight += norm.gamma[c] * projected + norm.beta[c] * sum;   // d z summed, since relu(z) = 1[z > 0] z
+            // the sum of d z, since relu(z) = 1[z > 0] z
+            through_weight += norm.gamma[c] * projected + norm.beta[c] * sum;
             slope[c] = weight * map.scale[c];
             along[c] = static_cast<float>(-slope[c] * norm.rstd[c] * projected / rows);
             offset[c] = static_cast<float>(-slope[c] * sum / rows);

@@ -1,7 +1,7 @@
 // Involution of one sample in a thread's cache, forward and both gradients.
 //
-// Images are NHWC; numbers are float or bfloat16, sums float.  The sample is read into buffers that are laid out so that
-// vectors run along the groups without masks or shuffles:
+// Images are NHWC; numbers are float or bfloat16, sums float.  The sample is read into buffers that are laid out so
+// that vectors run along the groups without masks or shuffles:
 //   x and the gradient: [H+2][W+2][C] within a border of zeros, a pixel's channels planar: the first channel of every
 //       group, then every second, every third, then the leftover ones;
 //   kernels: [H+2][W+2][taps x groups], tap-major, within a border of zeros, the activation applied.

@@ -79,7 +79,8 @@ inline Float<W> in_turns(Float<W> a, Float<W> b, Float<W> c, std::integer_sequen
     if constexpr (W == 1) {
         return P == 0 ? a : P == 1 ? b : c;
     } else {
-        const Float<W> ab = __builtin_shufflevector(a, b, ((P * W + I) % 3 == 1 ? W + (P * W + I) / 3 : (P * W + I) / 3)...);
+        const Float<W> ab =
+            __builtin_shufflevector(a, b, ((P * W + I) / 3 + ((P * W + I) % 3 == 1 ? W : 0))...);
         return __builtin_shufflevector(ab, c, ((P * W + I) % 3 == 2 ? W + (P * W + I) / 3 : I)...);
     }
 }

@@ -4,6 +4,7 @@
 // every one of the 16 positions is a product of matrices [tiles, C_in] x [C_in, C_out]: 16 multiplications in place of
 // 36.  A thread takes one sample at a time, whose transformed images stay in its cache.
 
+#include <algorithm>
 #include <vector>
 
 #include "matrices.h"
