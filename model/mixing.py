@@ -11,6 +11,6 @@ def draw_lambda(rng: np.random.Generator, beta: float) -> float:
     return float(rng.beta(beta, beta))
 
 
-def mix(generated: Tensor, source: Tensor, lam: float) -> Tensor:
-    """x̂^mix = λ x̂ + (1 − λ) x, shapes [N, B, P, P]."""
+def mix(generated: Tensor, source: Tensor, lam: float | Tensor) -> Tensor:
+    """x̂^mix = λ x̂ + (1 − λ) x, shapes [N, B, P, P]; λ a number or a tensor without dimensions."""
     return lam * generated + (1 - lam) * source

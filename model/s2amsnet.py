@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.generator import NOISE_DIM, STAGES, Generator
+from model.graphs import uncompiled
 from model.losses import kl_consistency, mutual_information, mutual_information_sum, released_consistency
-from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, seeded_initialisation,
+from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, recordable, seeded_initialisation,
                                 statistics_in_order)
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
@@ -68,25 +69,27 @@ class S2AMSnet(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_noise(x), self.draw_lambdas())
 
-    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Sequence[float]) -> dict[str, float]:
+    @recordable
+    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float]) -> dict[str, Tensor]:
         """One batch with given noise [generators·3, N, 2] and one λ per generator: the min step, then the max step."""
-        self.train()
         domains = self.generate(x, noise, lambdas)
         terms = self.step_min(x, y, domains)
         terms |= self.step_max(x, domains)
         if self.settings.discriminator_steps == 2:
             self.min_optimiser.step()           # again, on the min step's gradients
-        return as_floats(terms)
+        return terms
 
     def draw_noise(self, x: Tensor) -> Tensor:
         """z ~ N(0, I₂) per generator, stage and sample: [generators·3, N, 2]."""
         shape = (len(self.names) * STAGES, len(x), NOISE_DIM)
         return self.noise_scale * torch.randn(shape, generator=self.streams.noise, device=x.device)
 
-    def draw_lambdas(self) -> list[float]:
-        return [draw_lambda(self.streams.mixing, self.settings.beta) for _ in self.names]
+    def draw_lambdas(self) -> Tensor:
+        """λ ~ Beta(β, β) per generator: [generators] float64, so that 1 − λ is exact before it meets the patches."""
+        return torch.tensor([draw_lambda(self.streams.mixing, self.settings.beta) for _ in self.names],
+                            dtype=torch.float64)
 
-    def generate(self, x: Tensor, noise: Tensor, lambdas: Sequence[float]) -> dict[str, Tensor]:
+    def generate(self, x: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float]) -> dict[str, Tensor]:
         """The generated domains, then the mixed ones: name -> [N, B, P, P]."""
         domains = {name: self.generators[name](x, z) for name, z in zip(self.names, noise.split(STAGES))}
         if self.mixing:
@@ -170,7 +173,7 @@ class S2AMSnet(Method):
     def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """L_max = −consistency_weight·C + mi_weight·MI over the terms that are there."""
         signed = {"consistency_max": -self.settings.consistency_weight, "mi": self.settings.mi_weight}
-        nothing = torch.zeros((), device=self.discriminator.head.bias.device)
+        nothing = torch.zeros((), device=self.device)
         return sum((signed[name] * term for name, term in terms.items()), nothing)
 
     def consistency(self, logits: dict[str, Tensor]) -> Tensor | None:
@@ -182,7 +185,7 @@ class S2AMSnet(Method):
     @property
     def plain(self) -> bool:
         """Whether the backend is the reference, which follows the equations to the letter."""
-        return resolve_backend(self.settings.backend, self.discriminator.head.bias.device) == "reference"
+        return resolve_backend(self.settings.backend, self.device) == "reference"
 
     def coupled_passes(self, images: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The images in groups that the loss couples through C.
@@ -209,20 +212,38 @@ class S2AMSnet(Method):
         generated domains are from x: ratio of root mean squares, mean cosine between patches."""
         parameters = list(self.generators.parameters())
         noise = torch.randn((len(self.names) * STAGES, len(x), NOISE_DIM), generator=torch.Generator().manual_seed(0))
-        with buffers_kept(self):
+        with buffers_kept(self), uncompiled():
             self.train()
             domains = self.generate(x, self.noise_scale * noise.to(x.device), [0.5] * len(self.names))
             found = {}
-            for name, term in self.max_terms(x, domains).items():
-                gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-                found[f"gradient_{name}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+            for term, pulls in self.pulls_on_domains(x, domains).items():
+                gradients = torch.autograd.grad([domains[name] for name in pulls], parameters, list(pulls.values()),
+                                                retain_graph=True, allow_unused=True)
+                found[f"gradient_{term}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm()
             for name in self.names:
                 found[f"rms_ratio_{name}"] = domains[name].square().mean().sqrt() / x.square().mean().sqrt()
                 found[f"cosine_{name}"] = functional.cosine_similarity(domains[name].flatten(1), x.flatten(1)).mean()
         return as_floats(found)
 
+    def pulls_on_domains(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Gradients of the max step's terms, before their weights, on the domains that they reach: term -> domain -> it.
+
+        Term by term and group by group, as in the max step, so that no more memory is needed than there.
+        """
+        leaves, found = {name: domain.detach().requires_grad_() for name, domain in domains.items()}, {}
+
+        def collect(terms: dict[str, Tensor], images: dict[str, Tensor]) -> None:
+            for term, value in terms.items():
+                gradients = torch.autograd.grad(value, list(images.values()), allow_unused=True)
+                found.setdefault(term, {}).update({n: g for n, g in zip(images, gradients) if g is not None})
+
+        for group in self.coupled_passes(leaves) if self.adversarial else ():
+            collect(self.adversarial_terms(group), group)
+        collect(self.semantic_terms(x, leaves), leaves)
+        return found
+
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names))
         return {name.replace("_mix", " mixed") if "_mix" in name else f"generated {name}": domain
                 for name, domain in domains.items()}

@@ -67,6 +67,8 @@ class Settings(Switches):
         gain_strength: standard deviation of the log gain of method erm_gain.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
+        compile: compile the networks for the training step (model/graphs.py); minutes at first, not with backend 'cpu'.
+        cuda_graph: record the training step once and replay it (model/graphs.py); on a GPU only.
     """
 
     method: str = "s2amsnet"
@@ -81,6 +83,8 @@ class Settings(Switches):
     gain_strength: float = 0.2
     backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+    cuda_graph: bool = False
 
 
 def recipe_switches(name: str) -> dict:

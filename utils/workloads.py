@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.patches import Augmentation, PatchSampler, place
+from model.graphs import WARM_UP
 from model.methods import Method, Task, method_class
 from model.ops import resolve_backend
 from model.settings import Settings, resolve_switches
@@ -32,6 +33,8 @@ from utils.seeding import Streams
 CLASSES = 7               # as Houston
 DATA_BATCHES = 8          # of one epoch of the data path
 SAMPLED_PIXELS = 2048     # of the scene, where it is classified patch by patch
+STEP_OPTIONS = {"compiled": {"compile": True}, "CUDA graph": {"cuda_graph": True},
+                "compiled, CUDA graph": {"compile": True, "cuda_graph": True}}
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,16 @@ def fast_ways(backend: str, device: torch.device) -> dict[str, Way]:
     return ways | {"bf16": Way(f"{fast}, bf16", {"backend": fast, "precision": "bf16"})}
 
 
+def step_ways(backend: str, device: torch.device) -> dict[str, Way]:
+    """The fast ways, and on a GPU the last of them with the options of the training step, which change nothing else."""
+    ways = fast_ways(backend, device)
+    if device.type != "cuda":
+        return ways
+    last = list(ways.values())[-1]
+    return ways | {option: Way(f"{last.name}, {option}", last.settings | settings)
+                   for option, settings in STEP_OPTIONS.items()}
+
+
 def build(way: Way, sizes: Sizes, device: torch.device, **settings: Any) -> Method:
     """S²AMSnet at these sizes."""
     chosen = Settings(recipe=sizes.recipe, pro_dim=sizes.pro_dim, GIN_ch=sizes.GIN_ch, **way.settings, **settings)
@@ -98,8 +111,11 @@ def random_cube(sizes: Sizes) -> np.ndarray:
 
 
 def step(way: Way, sizes: Sizes, device: torch.device) -> Variant:
-    """One training step."""
+    """One training step.  What has to be compiled or recorded is so beforehand."""
     method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    if method.settings.compile or method.settings.cuda_graph:
+        for _ in range(WARM_UP + 1):
+            method.update(*batch)
 
     def run(watch: Stopwatch) -> None:
         with way.context(), watch.lap("step"):

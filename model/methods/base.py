@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.discriminator import Discriminator
+from model.graphs import CudaRecorder, FastStep, check_options, compile_networks, uncompiled
 from model.settings import Settings
 from utils.seeding import Streams
 
@@ -26,7 +28,8 @@ class Task:
 
 
 class Method(nn.Module):
-    """A compared method: owns its networks and optimisers.  Subclasses build both in __init__ and define `update`.
+    """A compared method: owns its networks and optimisers.  Subclasses build both in __init__ and define `update`,
+    which draws what is random and leaves the rest to a step (see `recordable`).
 
     update   x [N, B, P, P], y [N] -> named losses of one training step
     predict  x [N, B, P, P] -> logits [N, K], evaluation mode
@@ -40,13 +43,18 @@ class Method(nn.Module):
                                                kernel_activation=settings.kernel_activation, backend=settings.backend,
                                                precision=settings.precision)
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.fast_step: FastStep | None = None            # with the options compile and cuda_graph
+
+    @property
+    def device(self) -> torch.device:
+        return self.discriminator.head.bias.device
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         raise NotImplementedError
 
     def predict(self, x: Tensor) -> Tensor:
         self.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), uncompiled():
             return self.discriminator(x)
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
@@ -60,7 +68,8 @@ class Method(nn.Module):
     def add_optimiser(self, name: str, *networks: nn.Module) -> torch.optim.Adam:
         """Adam over the networks' parameters (each once), kept under `name`."""
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
-        self.optimisers[name] = torch.optim.Adam(parameters, lr=self.settings.lr, betas=(0.9, 0.999), eps=1e-8)
+        self.optimisers[name] = torch.optim.Adam(parameters, lr=self.settings.lr, betas=(0.9, 0.999), eps=1e-8,
+                                                 capturable=self.settings.cuda_graph)
         return self.optimisers[name]
 
     @contextmanager
@@ -89,6 +98,34 @@ class Method(nn.Module):
         for name, parameter in self.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+        if self.fast_step:
+            self.fast_step.forget()
+
+
+def recordable(step: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, float]]:
+    """A method's training step, written as tensors -> named scalar tensors, as it is called: in training mode, with the
+    options compile and cuda_graph (model/graphs.py), and with floats as its result.
+
+    So that it can be recorded, the step draws nothing at random and reads nothing from the device.
+    """
+    @wraps(step)
+    def run(self: Method, *given: Tensor) -> dict[str, float]:
+        self.train()
+        if not (self.settings.compile or self.settings.cuda_graph):
+            return as_floats(step(self, *given))
+        if self.fast_step is None:
+            self.fast_step = prepare(self, partial(step, self))
+        return as_floats(self.fast_step(*given))
+    return run
+
+
+def prepare(method: Method, step: Callable[..., dict[str, Tensor]]) -> FastStep:
+    """The step with the options that the settings ask for.  Raises ConfigError where they cannot work."""
+    check_options(method.settings, method.device)
+    if method.settings.compile:
+        compile_networks(network for child in method.children()
+                         for network in (child.children() if isinstance(child, nn.ModuleDict) else [child]))
+    return FastStep(step, method.parameters(), CudaRecorder(method.device) if method.settings.cuda_graph else None)
 
 
 @contextmanager
@@ -135,7 +172,12 @@ def statistics_in_order(network: nn.Module, order: Sequence[int]) -> Iterator[No
     momenta = [norm.momentum for norm in norms]
     running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     before, batches = [buffer.clone() for buffer in running], []
-    hook = network.register_forward_hook(lambda *_: batches.append([buffer.clone() for buffer in running]))
+
+    @torch.compiler.disable
+    def keep(*_: Any) -> None:
+        batches.append([buffer.clone() for buffer in running])
+
+    hook = network.register_forward_hook(keep)
     for norm in norms:
         norm.momentum = 1.0             # leaves the batch's own statistics in the running ones
     try:
@@ -160,7 +202,7 @@ def reestimate_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Te
         norm.reset_running_stats()
         norm.momentum = None            # PyTorch's word for a cumulative average
     network.train()
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         for x, _ in batches:
             network(x)
     for norm, momentum in zip(norms, momenta):

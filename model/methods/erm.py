@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.methods.base import Method, Task, as_floats
+from model.methods.base import Method, Task, recordable
 from model.settings import Settings
 from utils.seeding import Streams
 
@@ -26,12 +26,16 @@ class ERM(Method):
         return x
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        self.train()
-        loss = functional.cross_entropy(self.discriminator(self.transform(x)), y)
+        return self.step(self.transform(x), y)
+
+    @recordable
+    def step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """One batch of transformed patches."""
+        loss = functional.cross_entropy(self.discriminator(x), y)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        return as_floats({"ce": loss})
+        return {"ce": loss}
 
 
 class ERMGain(ERM):

@@ -1,0 +1,147 @@
+"""Two options of the training step on a GPU, both for the time between its kernels, of which a step starts thousands.
+
+compile      the networks become fewer, fused kernels (torch.compile).  The first step takes minutes, so this is for
+             long runs.  Numbers differ from those without it by rounding.  On a CPU it works with backend 'reference',
+             and is slower than without (2.8 times at width 64, patch 9, batch 64).
+cuda_graph   the whole step is recorded once and started with one call from then on.  This pays where the GPU waits for
+             Python: small patches, batches and widths.  The recording keeps the memory of a step beside what steps
+             that are not recorded, and evaluation, take.  PyTorch warns once per optimiser that the first steps are
+             not recorded; that is as it should be.
+
+Both serve batches of the first one's sizes; others, such as an epoch's last, and all that is no training step, run as
+without.  Where the GPU is busy all the time, little is gained.  To look into a step (prints, a debugger), leave them
+out: a replayed step runs no Python.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.ops import resolve_backend
+from model.settings import Settings
+from utils.errors import ConfigError
+
+COMPILER = "inductor"     # torch.compile's own
+WARM_UP = 3               # steps before the recording: kernels are loaded, states of optimisers and gradients are made
+
+Step = Callable[..., dict[str, Tensor]]      # tensors -> named scalars
+
+_log = logging.getLogger(__name__)
+
+
+def check_options(settings: Settings, device: torch.device) -> None:
+    """Raise ConfigError where compile or cuda_graph cannot work on the device."""
+    if settings.compile and resolve_backend(settings.backend, device) == "cpu":
+        raise ConfigError("compile cannot take in the C++ kernels of backend 'cpu': compiled code ends at each of "
+                          "them. Leave --compile out (the kernels are faster), or choose --backend reference.")
+    if settings.cuda_graph and device.type != "cuda":
+        raise ConfigError(f"cuda_graph records the work of a CUDA device, and this run is on '{device}'. Leave "
+                          "--cuda_graph out, or choose a GPU (--gpu).")
+
+
+def compile_networks(networks: Iterable[nn.Module]) -> None:
+    """Compile networks in place, at their next calls: parameters keep their names, a copy is not compiled."""
+    _log.info("The networks are compiled during the first step, which takes minutes.")
+    for network in networks:
+        network.compile(backend=COMPILER, dynamic=False, fullgraph=True, isolate_recompiles=True)
+
+
+uncompiled = partial(torch.compiler.set_stance, "force_eager")     # inside, compiled networks run as they are written
+
+
+class Recorder(Protocol):
+    """Records what a function does with tensors."""
+
+    device: torch.device
+
+    def aside(self, function: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Run a function as a rehearsal of its recording."""
+
+    def record(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """Record a function without running it; what is returned runs the recording, on the same memory each time."""
+
+
+class CudaRecorder:
+    """Records as a CUDA graph.
+
+    Rehearsals take the recording's stream: PyTorch ties gradients and workspaces of libraries to streams.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def aside(self, function: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = function()
+        current.wait_stream(self.stream)
+        return result
+
+    def record(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self.stream):
+            result = function()
+
+        def replay() -> dict[str, Tensor]:
+            graph.replay()
+            return result
+        return replay
+
+
+class FastStep:
+    """A training step that is compiled, recorded or both, for batches of the first one's sizes; others run plainly.
+
+    step         draws nothing at random and reads nothing from the device
+    parameters   those whose gradients it leaves behind
+    recorder     None where it is not to be recorded
+    """
+
+    def __init__(self, step: Step, parameters: Iterable[nn.Parameter], recorder: Recorder | None):
+        self.step, self.parameters, self.recorder = step, list(parameters), recorder
+        self.sizes: list[torch.Size] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew after further rehearsals: optimisers or gradients have got other memory."""
+        self.rehearsals, self.recorded = 0, None
+
+    def __call__(self, *given: Tensor) -> dict[str, Tensor]:
+        sizes = [value.shape for value in given]
+        self.sizes = self.sizes or sizes
+        if sizes != self.sizes:
+            with uncompiled():
+                return self.step(*given)
+        if self.recorder is None:
+            return self.step(*given)
+        if self.rehearsals < WARM_UP:
+            self.rehearsals += 1
+            return self.recorder.aside(partial(self.step, *given))
+        if self.recorded is None:
+            self.recorded = RecordedStep(self.step, given, self.parameters, self.recorder)
+        return self.recorded(*given)
+
+
+class RecordedStep:
+    """A recording of a step, with the memory that it works on: inputs, results and gradients."""
+
+    def __init__(self, step: Step, like: Sequence[Tensor], parameters: Iterable[nn.Parameter], recorder: Recorder):
+        """Record the step for inputs like these."""
+        self.inputs = [value.to(recorder.device, copy=True) for value in like]
+        self.replay = recorder.record(lambda: {name: value.detach() for name, value in step(*self.inputs).items()})
+        self.gradients = [(parameter, parameter.grad) for parameter in parameters]
+
+    def __call__(self, *given: Tensor) -> dict[str, Tensor]:
+        """The results are overwritten by the next call."""
+        for own, value in zip(self.inputs, given, strict=True):
+            own.copy_(value, non_blocking=True)
+        results = self.replay()
+        for parameter, gradient in self.gradients:        # a step that was not replayed may have left others
+            parameter.grad = gradient
+        return results
