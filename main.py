@@ -16,6 +16,7 @@ import time
 import utils.threads  # before torch
 from tqdm import tqdm
 
+from model.graphs import check_options
 from model.methods import Method
 from utils import allocator, checkpoint, commands, cost
 from utils.config import TrainConfig, parse_train
@@ -40,6 +41,7 @@ def train(argv: list[str]) -> RunFolder:
     """The training run, top to bottom."""
     config = parse_train(argv, __doc__)
     device = choose_device(config.gpu)
+    check_options(config, device)
     streams = Streams(config.seed, device)
     data = load_data(config, device, streams.split)
     method = build_method(config, data.task, streams, device)

@@ -234,12 +234,12 @@ def test_compiled_steps_are_the_plain_ones(backend, variant, graphs_made, monkey
 
 
 def test_the_bench_measures_the_options_on_a_gpu_alone():
-    on_cpu, on_gpu = (workloads.step_ways("reference", torch.device(kind)) for kind in ("cpu", "cuda"))
-    assert list(on_cpu) == ["bf16"]
-    assert [way.name for way in on_gpu.values()] == [
+    cpu, cuda = (workloads.step_ways("reference", torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert list(cpu) == ["bf16"]
+    assert [way.name for way in cuda.values()] == [
         "reference, bf16", "reference, bf16, compiled", "reference, bf16, CUDA graph",
         "reference, bf16, compiled, CUDA graph"]
-    assert all(settings(**way.settings).precision == "bf16" for way in on_gpu.values())
+    assert all(settings(**way.settings).precision == "bf16" for way in cuda.values())
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

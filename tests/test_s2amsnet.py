@@ -103,10 +103,12 @@ def test_released_recipe_steps_the_discriminator_twice_on_the_same_gradients():
 
 
 def test_released_recipe_accumulates_the_gradients_of_mmirn():
-    method, (x, y) = build(), batch()
-    method.update(x, y)
+    """In float64: in float32 some of these gradients are nothing but rounding."""
+    method, (x, y) = build(backend="reference").double(), batch()
+    x, noise, lambdas = x.double(), method.draw_noise(x).double(), method.draw_lambdas()
+    method.step(x, y, noise, lambdas)
     first = [p.grad.clone() for p in method.mmirn.parameters()]
-    noise, lambdas = method.draw_noise(x), method.draw_lambdas()
+    noise, lambdas = method.draw_noise(x).double(), method.draw_lambdas()
     twin = copy.deepcopy(method.mmirn)
     domains = method.generate(x, noise, lambdas)
     source = twin(x)
@@ -114,7 +116,7 @@ def test_released_recipe_accumulates_the_gradients_of_mmirn():
     second = torch.autograd.grad(loss, list(twin.parameters()), retain_graph=True)
     method.step_max(x, domains)
     for old, new, p in zip(first, second, method.mmirn.parameters()):
-        torch.testing.assert_close(p.grad, old + new, rtol=1e-4, atol=1e-3 * float(old.abs().max() + 1))
+        torch.testing.assert_close(p.grad, old + new, rtol=1e-7, atol=1e-7 * float(old.abs().max() + 1))
 
 
 @pytest.mark.parametrize("recipe", ["released", "paper"])

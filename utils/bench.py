@@ -123,7 +123,8 @@ def speed(sizes: Sizes, repeats: int, backend: str, device: torch.device) -> dic
     """Every section's measurements: way -> times and memory (see utils/measure.py)."""
     slow, fast = workloads.baselines(device), workloads.fast_ways(backend, device)
     ways = slow | fast
-    step = alternate("training step", _makers(workloads.step, ways, sizes, device)
+    steps = slow | workloads.step_ways(backend, device)
+    step = alternate("training step", _makers(workloads.step, steps, sizes, device)
                      | {"floor": partial(workloads.floor, sizes, device)}, repeats, device)
     parts = alternate("parts", _makers(workloads.parts, {"b": slow["b"]} | fast, sizes, device), repeats, device)
     inference = alternate("inference", _makers(workloads.inference, ways, sizes, device), repeats, device)

@@ -146,7 +146,7 @@ def reset_peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        return torch.cuda.memory_reserved(device)
     try:
         _CLEAR_REFS.write_text("5")          # proc(5): sets the peak of the resident set to its present size
     except OSError:
@@ -156,7 +156,7 @@ def reset_peak(device: torch.device) -> int | None:
 
 def peak(device: torch.device) -> int:
     """Bytes at the highest point since `reset_peak`: the GPU's allocations on CUDA, else the resident set."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _status("VmHWM")
 
 
 def _status(entry: str) -> int:
