@@ -136,5 +136,5 @@ def test_tables_in_the_readme_are_those_under_figure():
     assert names
     for name in names:
         shown = readme.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
-        made = (root / "figure" / f"{name}.md").read_text().partition("\n\nMade by")[0]
+        made = (root / "figure" / f"{name}.md").read_text().partition("\n\nMade by")[0].rstrip("\n")
         assert shown == made
