@@ -12,11 +12,13 @@ import pytest
 import torch
 import yaml
 
+import host_build
 import main
 from datasets.scene import Scene
 from datasets.simulate import simulate_pair
 from datasets.writers import write_mat_v5, write_mat_v73
 from model.methods import Task, method_class
+from model.ops import cuda
 from model.settings import Settings, resolve_switches
 from utils.records import RunFolder
 from utils.seeding import Streams
@@ -120,3 +122,16 @@ def same_state(a, b) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_state, a, b))
     return a == b
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory):
+    return host_build.library(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def on_host(host_library, monkeypatch):
+    """The starters of cuda.py run on the host.  Returns the list of (kernel, blocks) started."""
+    started = []
+    monkeypatch.setattr(cuda, "run_kernel", host_build.starter(host_library, started))
+    return started

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import host_build
 from model.ops import cuda, reference
 from operator_inputs import LAYOUTS, between_nans, memory_orders
 
@@ -54,19 +53,6 @@ def check_packs(ptx):
         for access in (r"ld\.global\.nc\.", r"st\.global\."):
             assert bool(words and re.search(access + words, texts[name])) == (pack > 1), (name, access)
     assert re.search(r"st\.global\.v4\.f32", texts["gather_augmented"])
-
-
-@pytest.fixture(scope="module")
-def host_library(tmp_path_factory):
-    return host_build.library(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def on_host(host_library, monkeypatch):
-    """The starters of cuda.py run on the host.  Returns the list of (kernel, blocks) started."""
-    started = []
-    monkeypatch.setattr(cuda, "run_kernel", host_build.starter(host_library, started))
-    return started
 
 
 def make_inputs(shape, dtype, layout="planes", margin=4096):

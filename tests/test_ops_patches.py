@@ -5,7 +5,6 @@ import ctypes
 import pytest
 import torch
 
-import host_build
 from model.ops import cuda, patches_cpu, reference
 from model.ops.build import BuildError, library
 from operator_inputs import between_nans, laid_out
@@ -18,19 +17,6 @@ KNOWN_ANSWERS = [
     ((0xffffffff,) * 4, (0xffffffff,) * 2, (0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd)),
     ((0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344), (0xa4093822, 0x299f31d0),
      (0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1))]
-
-
-@pytest.fixture(scope="module")
-def host_library(tmp_path_factory):
-    return host_build.library(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def on_host(host_library, monkeypatch):
-    """The starters of cuda.py run on the host.  Returns the list of (kernel, blocks) started."""
-    started = []
-    monkeypatch.setattr(cuda, "run_kernel", host_build.starter(host_library, started))
-    return started
 
 
 def scenes(dtype, bands):

@@ -55,6 +55,16 @@ def library(source: Path) -> ctypes.CDLL:
         raise BuildError(str(error)) from error
 
 
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}      # those of the kernels, and what their names end in
+
+
+def compiled_kernel(source: Path, name: str, dtype: torch.dtype, arguments: list[type]) -> ctypes._CFuncPtr:
+    """The function NAME_DTYPE of a source's library, for arguments of these types."""
+    function = getattr(library(source), f"{name}_{DTYPES[dtype]}")
+    function.argtypes, function.restype = arguments, None
+    return function
+
+
 def compile_into(built: Path, source: Path) -> None:
     """Compile beside the place and move there when whole, so that a kill leaves no half library.
 

@@ -18,13 +18,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from model.ops.build import BuildError, library
+from model.ops.build import DTYPES, BuildError, compiled_kernel, library
 from model.ops.reference import group_count
 
 SOURCES = {name: Path(__file__).with_name(f"{name}.cpp") for name in ("involution", "norm", "winograd")}
 MORE_SOURCES = tuple(Path(__file__).with_name(name) for name in ("patches.cpp", "scan.cpp"))     # called from elsewhere
 WINOGRAD_CHANNELS = 96       # from here on Winograd is faster than oneDNN's direct convolution (1.25 times at 128)
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class _Shape(Structure):
@@ -71,9 +70,7 @@ def unavailable_reason() -> str | None:
 @functools.cache
 def _kernel(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     source = _SOURCE_OF[name]
-    function = getattr(library(SOURCES[source]), f"{name}_{DTYPES[dtype]}")
-    function.argtypes, function.restype = _ARGUMENTS[source][name], None
-    return function
+    return compiled_kernel(SOURCES[source], name, dtype, _ARGUMENTS[source][name])
 
 
 @torch.compiler.disable

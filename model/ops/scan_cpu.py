@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.ops.build import BuildError, library
+from model.ops.build import DTYPES, BuildError, compiled_kernel, library
 from model.ops.scan_tables import OUTSIDE, TAPS, Table, column_taps, shares
 
 __all__ = ["DTYPES", "involve", "mix", "pool", "unavailable_reason"]
 
 SOURCE = Path(__file__).with_name("scan.cpp")
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class _Maps(Structure):
@@ -48,9 +47,7 @@ def unavailable_reason() -> str | None:
 
 @functools.cache
 def _kernel(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
-    function = getattr(library(SOURCE), f"{name}_{DTYPES[dtype]}")
-    function.argtypes, function.restype = _ARGUMENTS[name], None
-    return function
+    return compiled_kernel(SOURCE, name, dtype, _ARGUMENTS[name])
 
 
 def involve(x: Tensor, hidden: list[Tensor], span: tuple[Tensor, Tensor], table: Table, relu: bool) -> Tensor:
