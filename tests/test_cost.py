@@ -1,7 +1,9 @@
 """The estimate before training: closed forms against what is counted and measured; the allocator's settings."""
 
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,23 +61,30 @@ def test_kept_values_are_those_that_autograd_keeps(recipe, bands, patch_size):
         pytest.approx(kept_values(method.mmirn, x.clone().requires_grad_()), rel=0.3)
 
 
-@pytest.mark.parametrize("entries", [{}, {"method": "erm"}], ids=["s2amsnet", "erm"])
-@pytest.mark.parametrize("backend", ["reference", "auto"])
-@pytest.mark.parametrize("n, patch_size, pro_dim", [(64, 9, 64), (32, 13, 96)])
-def test_memory_of_a_step(n, patch_size, pro_dim, backend, entries):
+def memory_of_a_step(n, patch_size, pro_dim, backend, entries) -> tuple[int, float | None]:
+    """Bytes of a step: what the estimate says, and what this process took (None where the system does not tell)."""
     method = build(48, 7, patch_size, backend=backend, pro_dim=pro_dim, GIN_ch=24, mmirn_filters=8, **entries)
-    n *= 4 if entries else 1                # ERM keeps little, and what earlier tests left in the heap would show
     x, y = batch(n, 48, 7, patch_size)
     method.update(x, y)
     allocator.give_back()
     held = measure.reset_peak(CPU)
-    if held is None:
-        pytest.skip("this system does not tell the peak of a part of a process")
     method.update(x, y)
     method.update(x, y)
-    rise = measure.peak(CPU) - held
     found = cost.KEPT[method.settings.method](method.task, method.settings, n, resolve_backend(backend, CPU))
-    assert found.held == pytest.approx(rise, rel=0.3)
+    return found.held, None if held is None else measure.peak(CPU) - held
+
+
+@pytest.mark.parametrize("entries", [{}, {"method": "erm"}], ids=["s2amsnet", "erm"])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("n, patch_size, pro_dim", [(64, 9, 64), (32, 13, 96)])
+def test_memory_of_a_step(n, patch_size, pro_dim, backend, entries):
+    n *= 4 if entries else 1                                       # ERM keeps little
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:    # what earlier tests left in this heap would show
+        estimate, taken = fresh.submit(memory_of_a_step, n, patch_size, pro_dim, backend, entries).result()
+    if taken is None:
+        pytest.skip("this system does not tell the peak of a part of a process")
+    print(estimate/taken)
+    assert estimate == pytest.approx(taken, rel=0.3)
 
 
 def test_every_backend_has_its_constants():
