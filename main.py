@@ -116,9 +116,8 @@ def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Meth
 
 def diagnose(run: RunFolder, config: TrainConfig, data: Data, method: Method, epoch: int) -> None:
     """Record what training looks like from inside, on one batch of clean source patches."""
-    x, _ = next(data.train.in_order(config.batch_size, config.batch_size))
-    if found := method.diagnostics(x):
-        run.append(run.diagnostics, {"epoch": epoch, **found})
+    x, y = next(data.train.in_order(config.batch_size, config.batch_size))
+    run.append(run.diagnostics, {"epoch": epoch, **method.diagnostics(x, y)})
 
 
 def save_state(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model import diagnostics
 from model.generator import NOISE_DIM, STAGES, Generator
 from model.graphs import uncompiled
 from model.losses import kl_consistency, mutual_information, mutual_information_sum, released_consistency
@@ -207,40 +208,15 @@ class S2AMSnet(Method):
     def are_pair(self, one: str, other: str) -> bool:
         return (one, other) in self.pairs or (other, one) in self.pairs
 
-    def diagnostics(self, x: Tensor) -> dict[str, float]:
-        """Norms of the gradients that the max step's terms (before their weights) give the generators; and how far the
-        generated domains are from x: ratio of root mean squares, mean cosine between patches."""
-        parameters = list(self.generators.parameters())
-        noise = torch.randn((len(self.names) * STAGES, len(x), NOISE_DIM), generator=torch.Generator().manual_seed(0))
+    def diagnostics(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """The classifier's (see Method), on the generated domains too; and gradients on the generators and distance of
+        the generated domains from x (model/diagnostics.py), with fixed noise and λ = ½."""
         with buffers_kept(self), uncompiled():
             self.train()
-            domains = self.generate(x, self.noise_scale * noise.to(x.device), [0.5] * len(self.names))
-            found = {}
-            for term, pulls in self.pulls_on_domains(x, domains).items():
-                gradients = torch.autograd.grad([domains[name] for name in pulls], parameters, list(pulls.values()),
-                                                retain_graph=True, allow_unused=True)
-                found[f"gradient_{term}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm()
-            for name in self.names:
-                found[f"rms_ratio_{name}"] = domains[name].square().mean().sqrt() / x.square().mean().sqrt()
-                found[f"cosine_{name}"] = functional.cosine_similarity(domains[name].flatten(1), x.flatten(1)).mean()
-        return as_floats(found)
-
-    def pulls_on_domains(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Gradients of the max step's terms, before their weights, on the domains that they reach: term -> domain -> it.
-
-        Term by term and group by group, as in the max step, so that no more memory is needed than there.
-        """
-        leaves, found = {name: domain.detach().requires_grad_() for name, domain in domains.items()}, {}
-
-        def collect(terms: dict[str, Tensor], images: dict[str, Tensor]) -> None:
-            for term, value in terms.items():
-                gradients = torch.autograd.grad(value, list(images.values()), allow_unused=True)
-                found.setdefault(term, {}).update({n: g for n, g in zip(images, gradients) if g is not None})
-
-        for group in self.coupled_passes(leaves) if self.adversarial else ():
-            collect(self.adversarial_terms(group), group)
-        collect(self.semantic_terms(x, leaves), leaves)
-        return found
+            domains = self.generate(x, diagnostics.fixed_noise(self, len(x)), [0.5] * len(self.names))
+            found = diagnostics.of_generators(self, x, domains)
+        found |= diagnostics.of_classifier(self.discriminator, {n: image.detach() for n, image in domains.items()}, y)
+        return super().diagnostics(x, y) | as_floats(found)
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), uncompiled():

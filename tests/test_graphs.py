@@ -117,7 +117,7 @@ def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
         assert same_state(method.training_state(), twin.training_state())
         assert method.predict(batch()[0]).equal(twin.predict(batch()[0]))             # leaves evaluation mode behind
     assert method.fast_step.recorder.played == SIZES.count(6) - WARM_UP
-    assert method.diagnostics(batch()[0]) == twin.diagnostics(batch()[0])
+    assert method.diagnostics(*batch()) == twin.diagnostics(*batch())
 
 
 @pytest.mark.parametrize("backend", ["cupy"], indirect=True)
@@ -211,7 +211,7 @@ def test_a_run_with_both_options_is_applied_anywhere(capturable):
     trained.update(*batch())
     applied.load_training_state(copy.deepcopy(trained.training_state()))
     assert same_state(trained.training_state(), applied.training_state())
-    assert applied.predict(batch()[0]).shape == (6, 3) and applied.diagnostics(batch()[0])
+    assert applied.predict(batch()[0]).shape == (6, 3) and applied.diagnostics(*batch())
 
 
 @pytest.mark.parametrize("backend, variant, graphs_made", [("reference", {"method": "erm"}, 1),
@@ -220,13 +220,13 @@ def test_a_run_with_both_options_is_applied_anywhere(capturable):
 def test_compiled_steps_are_the_plain_ones(backend, variant, graphs_made, monkeypatch):
     """Traced and differentiated as by the default compiler, but not translated, which takes minutes."""
     monkeypatch.setattr(graphs, "COMPILER", "aot_eager")
-    method, twin, (x, _) = build(compile=True, **variant), build(**variant), batch()
+    method, twin, (x, y) = build(compile=True, **variant), build(**variant), batch()
     names, made = list(method.state_dict()), torch._dynamo.utils.counters["stats"]
     before = made["unique_graphs"]
     for i, n in enumerate((6, 6, 4, 6)):
         assert method.update(*batch(n, seed=i)) == pytest.approx(twin.update(*batch(n, seed=i)), rel=1e-5)
         torch.testing.assert_close(method.predict(x), twin.predict(x), rtol=1e-5, atol=1e-6)
-        assert method.diagnostics(x) == pytest.approx(twin.diagnostics(x), rel=1e-4)
+        assert method.diagnostics(x, y) == pytest.approx(twin.diagnostics(x, y), rel=1e-4)
         assert method.generated_views(x).keys() == twin.generated_views(x).keys()
     assert made["unique_graphs"] - before == graphs_made      # of F and MMIRN also for patches that need a gradient
     assert list(method.state_dict()) == names

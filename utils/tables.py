@@ -150,7 +150,8 @@ def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
     several = runs["pair"].nunique() > 1
     for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
         run, name = RunFolder(folder), f"{pair}, {name}" if several else name
-        if records := run.records(run.diagnostics):
+        records = [record for record in run.records(run.diagnostics) if any(name.startswith("gradient") for name in record)]
+        if records:
             rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
                                                                                 ("end", records[-1]))]
     if not rows:

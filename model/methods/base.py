@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model import diagnostics
 from model.discriminator import Discriminator
 from model.graphs import CudaRecorder, FastStep, check_options, compile_networks, uncompiled
 from model.settings import Settings
@@ -61,9 +62,18 @@ class Method(nn.Module):
         """What the method makes of source patches, for figures: name -> [N, B, P, P]; empty where it makes nothing."""
         return {}
 
-    def diagnostics(self, x: Tensor) -> dict[str, float]:
-        """What training looks like from inside, on source patches x [N, B, P, P]; leaves every state as it is."""
-        return {}
+    def diagnostics(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """What training looks like from inside, on source patches x [N, B, P, P], y [N]; leaves every state as it is.
+
+        ce_source: cross-entropy of the classifier in evaluation mode.  variance_ratio_<layer>: how well BatchNorm's
+        running statistics fit clean patches (model/diagnostics.py).
+        """
+        found = diagnostics.of_classifier(self.discriminator, {"source": x}, y)
+        with buffers_kept(self.discriminator):
+            before = diagnostics.running_variances(self.discriminator)
+            reestimate_statistics(self.discriminator, [(x, y)])
+            found |= diagnostics.variance_ratios(before, diagnostics.running_variances(self.discriminator))
+        return as_floats(found)
 
     def add_optimiser(self, name: str, *networks: nn.Module) -> torch.optim.Adam:
         """Adam over the networks' parameters (each once), kept under `name`."""
