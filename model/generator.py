@@ -11,6 +11,7 @@ from model.layers import AdaIN, SpatialBranch, SpectralBranch
 STAGES = 3
 NOISE_DIM = 2
 LEAK = 0.01
+IDENTITY_LOGITS = (1.5, -1.5)      # of the output's two weights: 0.95 and 0.05 near the start
 
 
 class GeneratorStage(nn.Module):
@@ -32,6 +33,7 @@ class Generator(nn.Module):
     norm 'adain': AdaIN per stage (paper).  'adain_bn': AdaIN, then BatchNorm, one object of each shared by the three
     stages (released code).
     init 'default': PyTorch's.  'normal': every conv and linear weight ~ N(0, 1), biases as they are (released code).
+    'identity': PyTorch's, and the output starts near x (w₀ = 0.95).
     """
 
     def __init__(self, bands: int, channels: int, *, spectral: bool = True, spatial: bool = True,
@@ -46,6 +48,8 @@ class Generator(nn.Module):
         self.norm = nn.BatchNorm2d(channels) if self.shared_norm else nn.Identity()
         self.decoder = nn.Conv2d(channels, bands, 3, padding=1)
         self.output_logits = nn.Parameter(torch.zeros(2))          # softmax gives (½, ½) at the start
+        if init == "identity":
+            self.output_logits.data = torch.tensor(IDENTITY_LOGITS)
         if init == "normal":
             for module in self.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear)):

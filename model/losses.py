@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,17 @@ def kl_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
     """
     log_p, log_q = augmented.log_softmax(1), mixed.log_softmax(1)
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def js_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
+    """Jensen–Shannon divergence of softmax(z_aug) and softmax(z_mix), mean over the batch, from log-softmax.  Logits
+    [N, K] twice -> scalar (nats).
+
+    Symmetric, zero for equal arguments and at most log 2, so that a maximiser cannot run away with it.
+    """
+    log_p, log_q = augmented.log_softmax(1), mixed.log_softmax(1)
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    return sum(functional.kl_div(log_mean, each, reduction="batchmean", log_target=True) for each in (log_p, log_q)) / 2
 
 
 def released_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ Once per batch: generate, mix, min step (discriminator), max step (generators an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,16 +17,17 @@ from torch.nn import functional
 from model import diagnostics
 from model.generator import NOISE_DIM, STAGES, Generator
 from model.graphs import uncompiled
-from model.losses import kl_consistency, mutual_information, mutual_information_sum, released_consistency
+from model.losses import js_consistency, kl_consistency, mutual_information, mutual_information_sum, released_consistency
 from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, recordable, seeded_initialisation,
                                 statistics_in_order)
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.ops import resolve_backend
 from model.settings import Settings
+from model.spectra import apply_gain, draw_gain, unit_spectra
 from utils.seeding import Streams
 
-CONSISTENCY = {"kl": kl_consistency, "released": released_consistency}
+CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_consistency}
 
 
 class S2AMSnet(Method):
@@ -36,6 +39,8 @@ class S2AMSnet(Method):
         self.names = ("a",) if "one_generator" in cut else ("a", "b")
         self.mixing, self.adversarial = "no_mixing" not in cut, "no_adversarial" not in cut
         self.noise_scale = 0.0 if "no_noise" in cut else 1.0
+        self.joint, self.gained = settings.batchnorm_batches == "joint", settings.gain_branch == "on"
+        self.physical = unit_spectra if settings.generated_spectra == "unit" else as_they_are
         self.consistency_term = CONSISTENCY[settings.consistency]
         self.pairs = self._consistency_pairs()
         with seeded_initialisation(streams):
@@ -68,12 +73,15 @@ class S2AMSnet(Method):
         return [(name, other[name] + suffix) for name in self.names if name != other[name] + suffix]
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        return self.step(x, y, self.draw_noise(x), self.draw_lambdas())
+        drawn = [self.draw_noise(x), self.draw_lambdas(len(x))]
+        return self.step(x, y, *drawn, *([self.draw_gains(x)] if self.gained else []))
 
     @recordable
-    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float]) -> dict[str, Tensor]:
-        """One batch with given noise [generators·3, N, 2] and one λ per generator: the min step, then the max step."""
-        domains = self.generate(x, noise, lambdas)
+    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float],
+             gains: Tensor | None = None) -> dict[str, Tensor]:
+        """One batch with given noise [generators·3, N, 2], λ per generator (and sample) and, for the gain branch, gains
+        [generators, N, B]: the min step, then the max step."""
+        domains = self.generate(x, noise, lambdas, gains)
         terms = self.step_min(x, y, domains)
         terms |= self.step_max(x, domains)
         if self.settings.discriminator_steps == 2:
@@ -85,16 +93,27 @@ class S2AMSnet(Method):
         shape = (len(self.names) * STAGES, len(x), NOISE_DIM)
         return self.noise_scale * torch.randn(shape, generator=self.streams.noise, device=x.device)
 
-    def draw_lambdas(self) -> Tensor:
-        """λ ~ Beta(β, β) per generator: [generators] float64, so that 1 − λ is exact before it meets the patches."""
-        return torch.tensor([draw_lambda(self.streams.mixing, self.settings.beta) for _ in self.names],
-                            dtype=torch.float64)
+    def draw_lambdas(self, n: int) -> Tensor:
+        """λ ~ Beta(β, β) per generator, [generators], or per sample of n too, [generators, n]: float64, so that 1 − λ is
+        exact before it meets the patches."""
+        samples = n if self.settings.mixing_weights == "sample" else None
+        return torch.tensor(np.array([draw_lambda(self.streams.mixing, self.settings.beta, samples)
+                                      for _ in self.names]))
 
-    def generate(self, x: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float]) -> dict[str, Tensor]:
-        """The generated domains, then the mixed ones: name -> [N, B, P, P]."""
-        domains = {name: self.generators[name](x, z) for name, z in zip(self.names, noise.split(STAGES))}
+    def draw_gains(self, x: Tensor) -> Tensor:
+        """The gain branch's smooth gains, one per generator and sample: [generators, N, B]."""
+        drawn = draw_gain(len(self.names) * len(x), x.shape[1], self.settings.gain_strength, self.streams.gain)
+        return drawn.view(len(self.names), len(x), -1)
+
+    def generate(self, x: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float], gains: Tensor | None = None
+                 ) -> dict[str, Tensor]:
+        """The generated domains, then the mixed ones: name -> [N, B, P, P].  Without gains the gain branch rests."""
+        inputs = {name: x if gains is None else apply_gain(x, gains[i]) for i, name in enumerate(self.names)}
+        domains = {name: self.physical(self.generators[name](inputs[name], z))
+                   for name, z in zip(self.names, noise.split(STAGES))}
         if self.mixing:
-            domains |= {f"{name}_mix": mix(domains[name], x, lam) for name, lam in zip(self.names, lambdas)}
+            domains |= {f"{name}_mix": self.physical(mix(domains[name], x, lam))
+                        for name, lam in zip(self.names, lambdas)}
         return domains
 
     def step_min(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,18 +131,18 @@ class S2AMSnet(Method):
 
     def min_terms(self, y: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """The min step's terms before weights: ce_<domain> each, consistency_min = C; absent where ablated."""
-        logits = {name: self.discriminator(image.detach()) for name, image in images.items()}
+        logits = self.classify({name: image.detach() for name, image in images.items()})
         terms = {f"ce_{name}": functional.cross_entropy(z, y) for name, z in logits.items()}
         consistency = self.consistency(logits)
         return terms if consistency is None else terms | {"consistency_min": consistency}
 
     def min_loss(self, terms: dict[str, Tensor]) -> Tensor:
-        """L_min = Σ CE + consistency_weight·C."""
-        weight = self.settings.consistency_weight
-        return sum(weight * term if name == "consistency_min" else term for name, term in terms.items())
+        """L_min = Σ CE + consistency_weight·C; the source's CE, where it is there, times source_weight."""
+        weights = {"consistency_min": self.settings.consistency_weight, "ce_source": self.settings.source_weight}
+        return sum(weights.get(name, 1.0) * term for name, term in terms.items())
 
     def step_max(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Update G and M through the frozen F: −C + Σ MI(x, x̂).
+        """Update G and M through the frozen F: −C + Σ MI(x, x̂), each with its weights.
 
         Each term goes back to the domains by itself, and what it kept is freed; then the generators go back once.
         """
@@ -155,8 +174,8 @@ class S2AMSnet(Method):
 
     def adversarial_terms(self, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """consistency_max = C through the frozen F."""
-        with frozen(self.discriminator):
-            consistency = self.consistency({name: self.discriminator(image) for name, image in domains.items()})
+        with frozen(self.discriminator), buffers_kept(self.discriminator) if self.joint else nullcontext():
+            consistency = self.consistency(self.classify(domains))
         return {} if consistency is None else {"consistency_max": consistency}
 
     def semantic_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,8 +191,9 @@ class S2AMSnet(Method):
         return {"mi": mutual_information_sum(generated, self.mmirn(x, compact=True), self.settings.temp, normalise)}
 
     def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
-        """L_max = −consistency_weight·C + mi_weight·MI over the terms that are there."""
-        signed = {"consistency_max": -self.settings.consistency_weight, "mi": self.settings.mi_weight}
+        """L_max = −consistency_weight·adversarial_weight·C + mi_weight·MI over the terms that are there."""
+        s = self.settings
+        signed = {"consistency_max": -s.consistency_weight * s.adversarial_weight, "mi": s.mi_weight}
         nothing = torch.zeros((), device=self.device)
         return sum((signed[name] * term for name, term in terms.items()), nothing)
 
@@ -182,6 +202,12 @@ class S2AMSnet(Method):
         terms = [self.consistency_term(logits[augmented], logits[mixed]) for augmented, mixed in self.pairs
                  if augmented in logits]
         return sum(terms) if terms else None
+
+    def classify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch, whose statistics they share."""
+        if not self.joint:
+            return {name: self.discriminator(image) for name, image in images.items()}
+        return dict(zip(images, self.discriminator(torch.cat(list(images.values()))).chunk(len(images))))
 
     @property
     def plain(self) -> bool:
@@ -193,9 +219,9 @@ class S2AMSnet(Method):
 
         A group can go forward and backward before the next one comes, which is exact and keeps half the activations.
         BatchNorm's running statistics come out as if all passes had been made in the images' order.  The reference
-        backend gives all images at once.
+        backend gives all images at once, and so does the joint batch.
         """
-        if self.plain:
+        if self.plain or self.joint:
             groups = [list(images)]
         else:
             groups = list(dict.fromkeys(tuple(other for other in images if other == name or self.are_pair(name, other))
@@ -220,9 +246,14 @@ class S2AMSnet(Method):
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), uncompiled():
-            domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names))
+            domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names),
+                                    self.draw_gains(x) if self.gained else None)
         return {name.replace("_mix", " mixed") if "_mix" in name else f"generated {name}": domain
                 for name, domain in domains.items()}
+
+
+def as_they_are(images: Tensor) -> Tensor:
+    return images
 
 
 def add_terms(found: dict[str, Tensor], terms: dict[str, Tensor]) -> None:

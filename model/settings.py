@@ -22,8 +22,14 @@ class Switches:
     Args:
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
         generator_norm: AdaIN per stage ('adain'), or one AdaIN and one BatchNorm shared by the stages ('adain_bn').
-        generator_init: PyTorch's initialisation ('default'), or weights ~ N(0, 1) ('normal').
-        consistency: KL divergence from log-softmax ('kl'), or the released code's bounded term ('released').
+        generator_init: PyTorch's initialisation ('default'), weights ~ N(0, 1) ('normal'), or the output starting near
+            the input ('identity').
+        generated_spectra: generated and mixed spectra are left 'free', or made non-negative and of 'unit' norm as every
+            preprocessed spectrum is.
+        gain_branch: 'on' gives each generator a third branch, a smooth random spectral gain (of gain_strength).
+        mixing_weights: one λ per 'batch' and generator, or per 'sample'.
+        consistency: KL divergence from log-softmax ('kl'), the released code's bounded term ('released'), or the
+            Jensen–Shannon divergence ('js').
         discriminator_steps: 2 = the discriminator's optimiser steps again, on the old gradients, after the max step.
         mmirn_gradients: MMIRN's gradients are 'zeroed' every batch or 'accumulated' over the whole training.
         contrast_features: L2-'normalised' features (cosine similarity) or 'raw' dot products in the MI term.
@@ -31,14 +37,23 @@ class Switches:
         generators: 'full' (two networks, both branches), 'split' (a spectral, b spatial), 'shared' (one, called twice).
         source_ce: 'on' adds the cross-entropy of the source patches themselves to the min step.
         consistency_weight: weight of the consistency term in both steps.
+        adversarial_weight: a further weight of the consistency term in the max step alone.
         mi_weight: weight of the mutual-information term.
+        source_weight: weight of the source patches' cross-entropy (with source_ce).
+        batchnorm_batches: the discriminator normalises every domain by itself ('separate'), or all of a step in one
+            batch ('joint'), whose running statistics the min step alone updates.
         batchnorm_statistics: 'running' averages of training, or re-estimated on clean 'source' patches.
+        lr_schedule: 'constant', or a 'cosine' from lr to nothing over the run.
+        weight_averaging: decay per step of the averaged discriminator that is evaluated; 0 = the trained one is.
     """
 
     kernel_activation: Optional[Literal["none", "relu"]] = None
     generator_norm: Optional[Literal["adain", "adain_bn"]] = None
-    generator_init: Optional[Literal["default", "normal"]] = None
-    consistency: Optional[Literal["kl", "released"]] = None
+    generator_init: Optional[Literal["default", "normal", "identity"]] = None
+    generated_spectra: Optional[Literal["free", "unit"]] = None
+    gain_branch: Optional[Literal["off", "on"]] = None
+    mixing_weights: Optional[Literal["batch", "sample"]] = None
+    consistency: Optional[Literal["kl", "released", "js"]] = None
     discriminator_steps: Optional[Literal[1, 2]] = None
     mmirn_gradients: Optional[Literal["zeroed", "accumulated"]] = None
     contrast_features: Optional[Literal["normalised", "raw"]] = None
@@ -46,8 +61,13 @@ class Switches:
     generators: Optional[Literal["full", "split", "shared"]] = None
     source_ce: Optional[Literal["off", "on"]] = None
     consistency_weight: Optional[float] = None
+    adversarial_weight: Optional[float] = None
     mi_weight: Optional[float] = None
+    source_weight: Optional[float] = None
+    batchnorm_batches: Optional[Literal["separate", "joint"]] = None
     batchnorm_statistics: Optional[Literal["running", "source"]] = None
+    lr_schedule: Optional[Literal["constant", "cosine"]] = None
+    weight_averaging: Optional[float] = None
 
 
 @dataclass
@@ -64,7 +84,7 @@ class Settings(Switches):
         mmirn_filters: width f of MMIRN.
         temp: temperature τ of the MI term.
         beta: λ ~ Beta(beta, beta) of the mixing.
-        gain_strength: standard deviation of the log gain of method erm_gain.
+        gain_strength: standard deviation of the log gain of method erm_gain and of gain_branch.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
         compile: compile the networks for the training step (model/graphs.py); minutes at first, not with backend 'cpu'.
@@ -101,6 +121,8 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) <= 0:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
+    if not 0 <= settings.weight_averaging < 1:
+        raise ConfigError(f"weight_averaging must be at least 0 and below 1, not {settings.weight_averaging}.")
     if {"no_spectral", "no_spatial"} <= set(settings.ablate):
         raise ConfigError("no_spectral and no_spatial together leave the generators without any branch.")
     if settings.generators == "split" and {"no_spectral", "no_spatial", "one_generator"} & set(settings.ablate):

@@ -105,7 +105,7 @@ def test_every_phase_of_the_cpu_kernels_is_the_reference_phase(variant, seed):
 def one_step(backend, variant, seed=0, double=False):
     """Losses, gradients by network, and buffers of a method after one update, all from the same start."""
     method, x, y = make(backend, variant, seed)
-    noise, lambdas = (method.draw_noise(x), method.draw_lambdas()) if hasattr(method, "draw_noise") else (None, None)
+    noise, lambdas = (method.draw_noise(x), method.draw_lambdas(len(x))) if hasattr(method, "draw_noise") else (None, None)
     if double:
         method, x = method.double(), x.double()
     losses = method.step(x, y, noise.to(x.dtype), lambdas) if noise is not None else method.update(x, y)

@@ -191,7 +191,7 @@ def test_a_recording_works_on_memory_of_its_own():
 def test_tensors_mix_as_their_numbers_do():
     method, (x, _) = build(), batch()
     noise = method.draw_noise(x)
-    for lambdas in (method.draw_lambdas(), method.draw_lambdas()):
+    for lambdas in (method.draw_lambdas(len(x)), method.draw_lambdas(len(x))):
         domains = [method.generate(x, noise, given) for given in (lambdas, lambdas.tolist())]
         assert same_state(*domains)
 

@@ -86,7 +86,7 @@ def test_three_updates_equal_a_hand_written_loop():
                   torch.optim.Adam([*twin.generators.parameters(), *twin.mmirn.parameters()], lr=1e-3)]
     for i in range(3):
         x, y = batch(seed=i)
-        x, noise, lambdas = x.double(), twin.draw_noise(x).double(), twin.draw_lambdas()
+        x, noise, lambdas = x.double(), twin.draw_noise(x).double(), twin.draw_lambdas(len(x))
         plain_step(twin, optimisers, x, y, noise, lambdas)
         method.step(x, y, noise, lambdas)
     for (name, ours), theirs in zip(method.state_dict().items(), twin.state_dict().values()):
@@ -105,10 +105,10 @@ def test_released_recipe_steps_the_discriminator_twice_on_the_same_gradients():
 def test_released_recipe_accumulates_the_gradients_of_mmirn():
     """In float64: in float32 some of these gradients are nothing but rounding."""
     method, (x, y) = build(backend="reference").double(), batch()
-    x, noise, lambdas = x.double(), method.draw_noise(x).double(), method.draw_lambdas()
+    x, noise, lambdas = x.double(), method.draw_noise(x).double(), method.draw_lambdas(len(x))
     method.step(x, y, noise, lambdas)
     first = [p.grad.clone() for p in method.mmirn.parameters()]
-    noise, lambdas = method.draw_noise(x).double(), method.draw_lambdas()
+    noise, lambdas = method.draw_noise(x).double(), method.draw_lambdas(len(x))
     twin = copy.deepcopy(method.mmirn)
     domains = method.generate(x, noise, lambdas)
     source = twin(x)
@@ -152,7 +152,7 @@ def test_generators_may_be_split_or_shared():
     assert shared.generators["a"] is shared.generators["b"]
     x, y = batch()
     noise = shared.draw_noise(x)
-    domains = shared.generate(x, noise, shared.draw_lambdas())
+    domains = shared.generate(x, noise, shared.draw_lambdas(len(x)))
     assert not torch.equal(domains["a"], domains["b"])
     shared.update(x, y)
 

@@ -72,11 +72,12 @@ def mmirn(task: Task, settings: Settings) -> int:
 
 def s2amsnet_step(task: Task, settings: Settings, batch: int, backend: str) -> Kept:
     """Generate, min step, max step.  The generators' values are held all the time; F takes the domains one pair of C
-    after the other, the reference backend all at once."""
+    after the other, in the joint batch and on the reference backend all at once."""
     cut, names, of_f = settings.ablate, generator_names(settings), discriminator(task, settings, backend)
-    domains = len(names) * (1 if "no_mixing" in cut else 2)
-    together = domains if backend == "reference" else min(2, domains)
-    f_passes = domains * (1 if "no_adversarial" in cut else 2) + (settings.source_ce == "on")
+    domains, source = len(names) * (1 if "no_mixing" in cut else 2), settings.source_ce == "on"
+    at_once = backend == "reference" or settings.batchnorm_batches == "joint"
+    together = domains + source if at_once else min(2, domains)
+    f_passes = domains * (1 if "no_adversarial" in cut else 2) + source
     m_passes = 0 if "no_mmirn" in cut else 1 + len(names)
     of_g, of_m = sum(generator(task, settings, name, backend) for name in names), m_passes * mmirn(task, settings)
     of_domains = value_bytes(settings) * of_f * (SCRATCH * together + BACKWARD[backend])

@@ -134,7 +134,7 @@ def parts(way: Way, sizes: Sizes, device: torch.device) -> Variant:
         for name, method in methods.items():
             method.train()
             whole = name == "max step"
-            noise, lambdas = method.draw_noise(x), method.draw_lambdas()
+            noise, lambdas = method.draw_noise(x), method.draw_lambdas(len(x))
             with watch.lap("generate") if whole else nullcontext():
                 domains = method.generate(x, noise, lambdas)
             if whole:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +45,10 @@ class Method(nn.Module):
             self.discriminator = Discriminator(task.bands, task.n_classes, task.patch_size, settings.pro_dim,
                                                kernel_activation=settings.kernel_activation, backend=settings.backend,
                                                precision=settings.precision)
+        self.averaged: Discriminator | None = None
+        if settings.weight_averaging:
+            self.averaged = copy.deepcopy(self.discriminator).requires_grad_(False)
+            self.register_buffer("averaged_steps", torch.zeros((), dtype=torch.int64))
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.fast_step: FastStep | None = None            # with the options compile and cuda_graph
 
@@ -78,15 +84,48 @@ class Method(nn.Module):
     def add_optimiser(self, name: str, *networks: nn.Module) -> torch.optim.Adam:
         """Adam over the networks' parameters (each once), kept under `name`."""
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
-        self.optimisers[name] = torch.optim.Adam(parameters, lr=self.settings.lr, betas=(0.9, 0.999), eps=1e-8,
+        lr = self.settings.lr
+        if self.settings.cuda_graph and self.settings.lr_schedule != "constant":
+            lr = torch.tensor(lr, device=self.streams.noise.device)               # a recorded step reads it at every replay
+        self.optimisers[name] = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
                                                  capturable=self.settings.cuda_graph)
         return self.optimisers[name]
 
+    def schedule(self, progress: float) -> None:
+        """Set the learning rates for what has been done of the run, 0..1: cosine lr·(1 + cos(π·progress))/2 from lr to 0
+        (Loshchilov & Hutter, ICLR 2017), or what they are."""
+        if self.settings.lr_schedule == "constant":
+            return
+        rate = self.settings.lr * (1 + math.cos(math.pi * progress)) / 2
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def average(self) -> None:
+        """Move the averaged discriminator, running statistics included, towards the trained one (Polyak averaging, by
+        exponential weights; the first steps, unlike the trained network, are forgotten sooner)."""
+        if self.averaged is None:
+            return
+        self.averaged_steps += 1
+        done = float(self.averaged_steps)
+        keep = min(self.settings.weight_averaging, (1 + done) / (10 + done))
+        for own, trained in zip(self.averaged.state_dict().values(), self.discriminator.state_dict().values()):
+            if own.is_floating_point():
+                own.lerp_(trained, 1 - keep)
+            else:
+                own.copy_(trained)
+
     @contextmanager
     def evaluating(self, clean: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
-        """Evaluation mode; with batchnorm_statistics 'source' the discriminator's BatchNorm statistics are those of
-        the clean source batches inside, and the training ones again afterwards."""
-        with buffers_kept(self.discriminator):
+        """Evaluation mode.  Inside, with weight_averaging the discriminator is the averaged one, and with
+        batchnorm_statistics 'source' its BatchNorm statistics are those of the clean source batches; afterwards it is
+        the trained one again."""
+        with state_kept(self.discriminator):
+            if self.averaged is not None:
+                self.discriminator.load_state_dict(self.averaged.state_dict())
             if self.settings.batchnorm_statistics == "source":
                 reestimate_statistics(self.discriminator, clean)
             self.eval()
@@ -105,6 +144,9 @@ class Method(nn.Module):
         self.load_state_dict(state["networks"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
+            for group in optimiser.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"] = group["lr"].to(self.device)
         for name, parameter in self.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
@@ -121,11 +163,11 @@ def recordable(step: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str
     @wraps(step)
     def run(self: Method, *given: Tensor) -> dict[str, float]:
         self.train()
-        if not (self.settings.compile or self.settings.cuda_graph):
-            return as_floats(step(self, *given))
-        if self.fast_step is None:
+        if (self.settings.compile or self.settings.cuda_graph) and self.fast_step is None:
             self.fast_step = prepare(self, partial(step, self))
-        return as_floats(self.fast_step(*given))
+        found = as_floats(self.fast_step(*given) if self.fast_step else step(self, *given))
+        self.average()
+        return found
     return run
 
 
@@ -161,11 +203,24 @@ def frozen(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def buffers_kept(network: nn.Module) -> Iterator[None]:
     """Whatever happens to the network's buffers (running statistics) inside, afterwards they are as before."""
-    before = {name: value.clone() for name, value in network.named_buffers()}
+    with tensors_kept(network.named_buffers):
+        yield
+
+
+@contextmanager
+def state_kept(network: nn.Module) -> Iterator[None]:
+    """The same for parameters and buffers."""
+    with tensors_kept(lambda: network.state_dict().items()):
+        yield
+
+
+@contextmanager
+def tensors_kept(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> Iterator[None]:
+    before = {name: value.clone() for name, value in named()}
     try:
         yield
     finally:
-        for name, value in network.named_buffers():
+        for name, value in named():
             value.copy_(before[name])
 
 

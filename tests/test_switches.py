@@ -1,0 +1,171 @@
+"""The switches that the published recipes leave off: unit spectra, gain branch, joint batches, schedule, averaging."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from conftest import batch, build, same_state
+from model.losses import js_consistency
+from model.mixing import draw_lambda, mix
+from model.spectra import apply_gain, draw_gain, unit_spectra
+from utils.errors import ConfigError
+
+ALL = {"recipe": "paper", "source_ce": "on", "source_weight": 2.0, "generated_spectra": "unit", "gain_branch": "on",
+       "generator_init": "identity", "mixing_weights": "sample", "consistency": "js", "adversarial_weight": 0.5,
+       "batchnorm_batches": "joint", "lr_schedule": "cosine", "weight_averaging": 0.9}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_js_against_its_definition_and_its_bound():
+    p, q = (torch.randn(5, 4, dtype=torch.float64, generator=generator(i)) for i in range(2))
+    a, b = p.softmax(1).numpy(), q.softmax(1).numpy()
+    middle = (a + b) / 2
+    expected = ((a * np.log(a / middle)).sum() + (b * np.log(b / middle)).sum()) / 2 / 5
+    assert js_consistency(p, q).item() == pytest.approx(expected, rel=1e-12)
+    assert js_consistency(q, p).item() == pytest.approx(expected, rel=1e-12)
+    assert js_consistency(p, p).abs() < 1e-12
+    extreme = torch.tensor([[1e4, -1e4]], requires_grad=True)
+    apart = js_consistency(extreme, -extreme)
+    assert apart.item() == pytest.approx(math.log(2), rel=1e-6)
+    apart.backward()
+    assert extreme.grad.isfinite().all()
+
+
+def test_unit_spectra_are_what_a_preprocessed_spectrum_can_be():
+    x = torch.randn(4, 6, 5, 5, generator=generator())
+    x[0, :, 0, 0] = -1.0
+    x.requires_grad_()
+    made = unit_spectra(x)
+    norms = made.norm(dim=1)
+    assert (made >= 0).all() and norms[0, 0, 0] == 0
+    torch.testing.assert_close(norms.flatten()[1:], torch.ones(99), rtol=1e-6, atol=0)
+    positive = x.detach()[1].clamp_min(0)
+    torch.testing.assert_close(made[1], positive / positive.norm(dim=0, keepdim=True))
+    made.square().sum().backward()
+    assert x.grad.isfinite().all() and not x.grad[0, :, 0, 0].any()
+
+
+def test_a_gain_is_smooth_has_its_strength_and_keeps_the_norm():
+    gain = draw_gain(4000, 40, 0.2, generator())
+    assert gain.log().std(0).sub(0.2).abs().max() < 0.01
+    assert gain.log().diff(dim=1).std() < 2 * math.pi * 4 / 39 * 0.2      # no faster than its fastest cosine
+    x, _ = batch(4, 40)
+    made = apply_gain(3 * x, gain[:4])
+    torch.testing.assert_close(made.norm(dim=1), torch.full((4, 5, 5), 3.0))
+    ratio = made / x
+    torch.testing.assert_close(ratio / ratio[:, :1], (gain[:4] / gain[:4, :1])[:, :, None, None].expand_as(x))
+
+
+def test_lambdas_of_samples_mix_each_its_own():
+    x, _ = batch(3)
+    generated, lam = torch.rand(x.shape, generator=generator()), torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    mixed = mix(generated, x, lam)
+    assert mixed.dtype == x.dtype
+    assert torch.equal(mixed[0], x[0]) and torch.equal(mixed[2], generated[2])
+    torch.testing.assert_close(mixed[1], 0.25 * generated[1] + 0.75 * x[1])
+    drawn = draw_lambda(np.random.default_rng(0), 0.6, 4000)
+    assert abs(drawn.mean() - 0.5) < 0.02 and abs(drawn.var() - 1 / (4 * 2.2)) < 0.005       # of Beta(0.6, 0.6)
+    method = build(**ALL)
+    assert method.draw_lambdas(7).shape == (2, 7) and build().draw_lambdas(7).shape == (2,)
+
+
+def test_generated_and_mixed_patches_are_physical():
+    method, (x, _) = build(**ALL), batch()
+    for view in method.generated_views(x).values():
+        assert (view >= 0).all()
+        torch.testing.assert_close(view.norm(dim=1), torch.ones(len(x), 5, 5))
+
+
+def test_an_identity_generator_starts_near_its_input():
+    x, _ = batch()
+    near, far = (build(recipe="paper", generator_init=init) for init in ("identity", "default"))
+    distance = [(m.generators["a"](x, m.draw_noise(x)[:3]) - x).norm() / x.norm() for m in (near, far)]
+    assert distance[0] < 0.2 < distance[1]
+
+
+def test_the_gain_branch_changes_what_the_generators_see():
+    method, (x, y) = build(**ALL), batch()
+    noise, lambdas, gains = method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_gains(x)
+    assert gains.shape == (2, len(x), 6)
+    with torch.no_grad():
+        gained = method.eval().generate(x, noise, lambdas, gains)
+        by_hand = unit_spectra(method.generators["b"](apply_gain(x, gains[1]), noise[3:]))
+    torch.testing.assert_close(gained["b"], by_hand)
+    torch.testing.assert_close(gained["b_mix"], unit_spectra(mix(by_hand, x, lambdas[1])))
+
+
+def test_a_joint_batch_shares_its_statistics_and_the_max_step_leaves_them():
+    method, (x, y) = build(**ALL, backend="reference").train(), batch()
+    domains = {name: image.detach() for name, image in
+               method.generate(x, method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_gains(x)).items()}
+    everything = torch.cat([*domains.values(), x])
+    twin = copy.deepcopy(method.discriminator)
+    expected = functional.cross_entropy(twin(everything)[-len(x):], y)
+    found = method.step_min(x, y, domains)
+    assert found["ce_source"].item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(dict(method.discriminator.named_buffers()), dict(twin.named_buffers()))
+    kept = {name: value.clone() for name, value in method.discriminator.named_buffers()}
+    images = method.generate(x, method.draw_noise(x), method.draw_lambdas(len(x)))
+    assert "consistency_max" in method.adversarial_terms(images)
+    assert same_state(kept, dict(method.discriminator.named_buffers()))
+
+
+def test_weights_of_the_terms():
+    method, (x, y) = build(**ALL), batch()
+    losses = method.update(x, y)
+    ce = sum(losses[f"ce_{name}"] for name in ("a", "b", "a_mix", "b_mix"))
+    assert losses["loss_min"] == pytest.approx(ce + 2 * losses["ce_source"] + losses["consistency_min"], rel=1e-5)
+    assert losses["loss_max"] == pytest.approx(-0.5 * losses["consistency_max"] + losses["mi"], rel=1e-5)
+
+
+def test_the_schedule_is_a_cosine_or_nothing():
+    method, constant = build(**ALL, lr=0.01), build(lr=0.01)
+    for progress, rate in ((0.0, 0.01), (0.5, 0.005), (1.0, 0.0), (0.25, 0.01 * (1 + math.sqrt(0.5)) / 2)):
+        method.schedule(progress)
+        constant.schedule(progress)
+        assert {g["lr"] for o in constant.optimisers.values() for g in o.param_groups} == {0.01}
+        for optimiser in method.optimisers.values():
+            assert optimiser.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-12)
+
+
+@pytest.mark.parametrize("entries", [ALL, {"method": "erm", "weight_averaging": 0.9}], ids=["s2amsnet", "erm"])
+def test_the_averaged_discriminator_is_evaluated_and_the_trained_one_trains_on(entries):
+    method, (x, y) = build(**entries), batch()
+    expected = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
+    for step in range(1, 5):
+        method.update(x, y)
+        keep = min(0.9, (1 + step) / (10 + step))
+        for name, value in method.discriminator.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = keep * expected[name] + (1 - keep) * value
+            else:
+                expected[name] = value.clone()
+    torch.testing.assert_close(dict(method.averaged.state_dict()), expected)
+    trained = copy.deepcopy(method.discriminator.state_dict())
+    with method.evaluating([]):
+        assert same_state(method.discriminator.state_dict(), method.averaged.state_dict())
+        inside = method.predict(x)
+    assert same_state(method.discriminator.state_dict(), trained)
+    assert not torch.equal(inside, method.predict(x))
+
+
+def test_averaging_goes_on_after_a_checkpoint():
+    method, twin, (x, y) = build(**ALL), build(**ALL, seed=1), batch()
+    method.update(x, y)
+    twin.load_training_state(copy.deepcopy(method.training_state()))
+    noise, lambdas, gains = method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_gains(x)
+    for each in (method, twin):
+        each.step(x, y, noise, lambdas, gains)
+    assert same_state(method.training_state(), twin.training_state())
+
+
+def test_an_impossible_averaging_is_refused():
+    with pytest.raises(ConfigError, match="weight_averaging"):
+        build(weight_averaging=1.0)
