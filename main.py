@@ -2,7 +2,7 @@
 
     python main.py --source_name Houston13 --target_name Houston18 --patch_size 13 --training_sample_ratio 0.8
     python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, export, figures,
-                                         parity, bench, sweep, tables, prepare
+                                         parity, bench, sweep, tables, study, prepare
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from utils.errors import NonFiniteLossError, UserError
 from utils.metrics import scores
 from utils.predict import confusion_of
 from utils.records import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
-from utils.scoring import score_run
+from utils.scoring import out_of_patience, score_run, shifted_scores, source_scores
 from utils.seeding import Streams
 from utils.selection import RULES
 from utils.assembly import Data, augmentation, backend_of, build_method, choose_device, load_data
 from utils.tables import run_table
 from utils.tracking import Curves
+from utils.validators import validate
 
 log = logging.getLogger("main")
 
@@ -71,23 +72,30 @@ def train(argv: list[str]) -> RunFolder:
 
 
 def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams, state: dict) -> None:
-    """Epochs from the state's on; after each one: evaluate, record, checkpoint."""
+    """Epochs from the state's on; after every eval_interval of them: evaluate, record, checkpoint."""
     steps = data.train.epoch_length(config.batch_size)
     curves = Curves(run.path / "tensorboard" if config.tensorboard else None, config.log_interval)
-    interactive = sys.stderr.isatty()
+    interactive, losses = sys.stderr.isatty(), []
     if state["epoch"] == 0 and not run.records(run.diagnostics):
         diagnose(run, config, data, method, 0)
     with tqdm(total=config.max_epoch * steps, initial=state["epoch"] * steps, unit="step", dynamic_ncols=True,
               mininterval=0.2 if interactive else PATIENT_BAR) as bar:
         for epoch in range(state["epoch"] + 1, config.max_epoch + 1):
-            started, losses = time.perf_counter(), []
+            if out_of_patience(run, config.patience):
+                break
+            if not losses:
+                started = time.perf_counter()
             for x, y in data.train.batches(config.batch_size, streams.batches, streams.augmentation,
                                            augmentation(config)):                            # x [N,B,P,P], y [N]
+                done = state["epoch"] * steps + len(losses)
+                method.schedule(done / (config.max_epoch * steps))
                 losses.append(method.update(x, y))                                           # min step, then max step
-                check_finite(losses[-1], epoch, len(losses), state["epoch"])
-                curves.losses(losses[-1], (epoch - 1) * steps + len(losses))
+                check_finite(losses[-1], epoch, done + 1, state["epoch"])
+                curves.losses(losses[-1], done + 1)
                 show(bar, epoch, config.max_epoch, losses[-1])
             check_weights(method, epoch, state["epoch"])
+            if epoch % config.eval_interval and epoch < config.max_epoch:
+                continue
             record = {"epoch": epoch, "losses": mean(losses), "seconds": time.perf_counter() - started, "steps": steps}
             evaluate_epoch(run, config, data, method, record, state)
             run.append(run.epochs, record)
@@ -95,19 +103,24 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
             curves.scores(record, epoch * steps)
             state |= {"epoch": epoch, "seconds": state["seconds"] + time.perf_counter() - started}
             save_state(run, config, data, method, streams, state)
+            losses.clear()
     curves.close()
 
 
 def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Method, record: dict, state: dict) -> None:
-    """Score source validation (and with --oracle the target, into a record of its own); keep what each rule selects."""
+    """Score source validation, plain and perturbed; keep what each rule selects.  With --validators and --oracle look
+    at the target too, into records of their own."""
     n_classes = data.task.n_classes
     with method.evaluating(data.train.in_order(config.batch_size, CLEAN_PATCHES)):
         record["source_val"] = scores(confusion_of(method, data.val, n_classes)).as_dict()
+        record["shifted_source"] = shifted_scores(method, data.shifted, n_classes)
+        weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
         for rule in RULES:
             if rule.improves(record, state["selected"].get(rule.name)):
-                weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
-                state["selected"][rule.name] = {"epoch": record["epoch"], "source_val": record["source_val"],
+                state["selected"][rule.name] = {"epoch": record["epoch"], **source_scores(record),
                                                 "discriminator": weights}
+        if data.unlabelled:
+            run.append(run.validators, {"epoch": record["epoch"], **validate(method, data.unlabelled)})
         if config.oracle:
             confusion = confusion_of(method, data.test, n_classes)
             run.append(run.oracle, {"epoch": record["epoch"], "target": scores(confusion).as_dict(),
@@ -144,7 +157,7 @@ def restore(run: RunFolder, config: TrainConfig, data: Data, method: Method, str
 def check_finite(losses: dict[str, float], epoch: int, step: int, good: int) -> None:
     for name, value in losses.items():
         if not math.isfinite(value):
-            raise NonFiniteLossError(f"{name} became {value} in epoch {epoch}, step {step}. The run is stopped; its "
+            raise NonFiniteLossError(f"{name} became {value} at step {step} (epoch {epoch}). The run is stopped; its "
                                      f"checkpoint holds epoch {good}. Try a smaller --lr, or another --recipe.")
 
 

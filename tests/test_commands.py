@@ -26,7 +26,7 @@ def run(pair, tmp_path):
 
 def test_evaluate_repeats_the_recorded_scores(run, capsys):
     capsys.readouterr()
-    for rule in ("last", "source-val"):
+    for rule in ("last", "source-val", "shifted-source"):
         assert main.main(["evaluate", "--run", str(run.path), "--rule", rule]) == 0
         score = json.loads(run.evaluation.read_text())["rules"][rule]["target"]
         printed = capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_tables_are_printed_and_written(run, capsys):
     assert main.main(["tables", str(run.path.parent)]) == 0
     text = (run.path.parent / "pairs.md").read_text()
     assert "s2amsnet paper" in text and "field → coast" in text and "constant answer" in capsys.readouterr().out
-    assert len((run.path.parent / "runs.csv").read_text().splitlines()) == 4       # heading, last, source-val, oracle
+    assert len((run.path.parent / "runs.csv").read_text().splitlines()) == 5       # heading, three rules, oracle
 
 
 def test_gradient_norms_are_recorded_and_tabled(run, capsys):

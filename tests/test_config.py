@@ -96,7 +96,8 @@ def test_unknown_keys_of_a_file_are_named(tmp_path, capsys):
     ("--patch_size 6", "patch_size must be odd"), ("--patch_size 3", "at least 5"), ("--lr 0", "lr must be positive"),
     ("--training_sample_ratio 1", "training_sample_ratio"), ("--batch_size 0", "batch_size"), ("--seed -1", "seeds"),
     ("--method magic", "method 'magic' is not known; known are s2amsnet"), ("--simulation.severity -1", "severity"),
-    ("--target_name null --oracle", "no target_name")])
+    ("--target_name null --oracle", "no target_name"),
+    ("--target_name null --validators", "no target_name"), ("--patience 0", "patience must be at least 1")])
 def test_impossible_values_are_refused_by_name(words, named):
     with pytest.raises(ConfigError, match=named):
         parse_train(words.split())

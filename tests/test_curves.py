@@ -31,6 +31,17 @@ def test_loss_families_share_panels():
     assert legible(figure)
 
 
+def test_scores_under_perturbations_are_drawn_where_they_were_recorded():
+    records = epochs(4, oracle=True)
+    for record in records[1:]:              # the first one is of an older program
+        record["shifted_source"] = {"oa": 0.6, "aa": 0.5, "kappa": 0.4, "views": {}}
+    figure = figures.plot_losses(records, "title")
+    scores = figure.axes[4]
+    assert [line.get_linestyle() for line in scores.lines] == ["-"] * 3 + [":"] * 3 + ["--"] * 3
+    assert list(scores.lines[3].get_xdata()) == [2, 3, 4] and scores.lines[3].get_ydata() == pytest.approx(60)
+    assert "source, perturbed" in labels_of(scores) and legible(figure)
+
+
 def test_single_epoch_is_visible():
     figure = figures.plot_losses(epochs(1), "one")
     for axes in figure.axes:

@@ -13,11 +13,15 @@ from utils.errors import UserError
 from utils.records import RunFolder
 
 
-def write_run(folder, label, seed, last, val, oracle=None, status="done", data="one", target="B", **setting):
+def write_run(folder, label, seed, last, val, oracle=None, shifted=None, status="done", data="one", target="B", **setting):
     folder.mkdir(parents=True)
     score = lambda x: {"oa": x, "aa": x - 0.1, "kappa": x - 0.2, "macro_f1": x - 0.3, "per_class": [x, None], "n": 10}
     entry = lambda x, epoch: {"epoch": epoch, "source_val": {"oa": 0.99}, "target": score(x), "confusion": [[1, 2], [0, 0]]}
     content = {"rules": {"last": entry(last, 9), "source-val": entry(val, 4)}, "constant": score(0.5)}
+    if shifted is not None:
+        content["rules"]["shifted-source"] = entry(shifted, 5)
+        for rule in content["rules"].values():
+            rule["shifted_source"] = {"oa": 0.8, "views": {}}
     if oracle is not None:
         content["oracle"] = entry(oracle, 7)
     if status == "done":
@@ -51,6 +55,22 @@ def test_golden_table(tmp_path):
     assert squeeze(tables.markdown(honest, "method")) == squeeze(GOLDEN)
     assert not any("oracle" in column for column in honest) and list(oracle.index) == ["erm"]
     assert oracle.loc["erm", "oracle: OA"] == "90.0" and oracle.loc["erm", "n"] == "1"
+
+
+def test_every_rule_has_its_columns_and_says_how_many_runs_know_it(tmp_path):
+    write_run(tmp_path / "a", "erm", 0, 0.6, 0.5, shifted=0.4)
+    write_run(tmp_path / "b", "erm", 1, 0.7, 0.6, shifted=0.5)
+    write_run(tmp_path / "c", "erm", 2, 0.8, 0.7, patience=None)            # older than the rule
+    runs = tables.collect([tmp_path])
+    table, = tables.pair_tables(runs).values()
+    assert [column.split(":")[0] for column in table.columns if column.endswith(": OA")] == [
+        "last", "source-val", "shifted-source"]
+    assert list(table.loc["erm", ["n", "last: OA", "shifted-source: OA"]]) == ["3", "70.0 ± 10.0", "45.0 ± 7.1 (n=2)"]
+    assert table.loc["constant answer", "shifted-source: OA"] == "50.0"
+    assert list(runs["shifted_source"].dropna()) == [0.8] * 6 and runs["shifted_source"].isna().sum() == 2
+    text = tables.run_table(RunFolder(tmp_path / "a"))
+    assert "shifted-source OA" in text and "| shifted-source " in text and "80.0" in text
+    assert "shifted-source" not in tables.run_table(RunFolder(tmp_path / "c"))
 
 
 def test_runs_of_different_settings_are_never_averaged(tmp_path):

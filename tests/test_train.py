@@ -20,8 +20,10 @@ from datasets.writers import write_mat_v5
 from model.methods import REGISTRY
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, NonFiniteLossError
+from utils.selection import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
+RULE_NAMES = {rule.name for rule in RULES}
 
 
 def weights(run):
@@ -40,7 +42,7 @@ def test_a_run_leaves_its_records(pair, tmp_path, capsys, words):
     assert about["seconds"] > 0 and about["peak_memory_mib"] > 0
     assert set(about["sha256"]) == {"source/field.mat", "source/field_gt.mat", "target/coast.mat", "target/coast_gt.mat"}
     content = json.loads(run.evaluation.read_text())
-    assert set(content["rules"]) == {"last", "source-val"} and "oracle" not in content
+    assert set(content["rules"]) == RULE_NAMES and "oracle" not in content
     for entry in content["rules"].values():
         assert np.sum(entry["confusion"]) == entry["target"]["n"] == about["labelled_target_pixels"] == 7 * 24
     assert content["rules"]["last"]["epoch"] == 2 and content["constant"]["kappa"] == 0
@@ -59,20 +61,21 @@ def test_seeds_matter(pair, tmp_path):
     assert not same_state(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("words", [["--method", "erm", "--lr", "0.01", "--max_epoch", "6"], ["--recipe", "released"],
-                                   ["--recipe", "paper"]])
+@pytest.mark.parametrize("words", [["--method", "erm", "--lr", "0.01", "--max_epoch", "6", "--patience", "2"],
+                                   ["--recipe", "released"], ["--recipe", "paper"]])
 def test_the_target_is_sealed(pair, tmp_path, scenes, words):
-    first = pair.run("--oracle", *words, save_path=tmp_path / "a")
+    first = pair.run("--oracle", "--validators", *words, save_path=tmp_path / "a")
     labels, rng = scenes[1].labels.copy(), np.random.default_rng(0)
     labels[labels > 0] = rng.permutation(labels[labels > 0])
     write_mat_v5(pair.folder / "coast_gt.mat", {"map": labels})
-    second = pair.run("--oracle", *words, save_path=tmp_path / "b")
+    second = pair.run("--oracle", "--validators", *words, save_path=tmp_path / "b")
     assert first.read_run()["sha256"]["target/coast_gt.mat"] != second.read_run()["sha256"]["target/coast_gt.mat"]
     if "erm" in words:                      # trained far enough to be better than a constant answer
         assert first.records(first.oracle) != second.records(second.oracle)
     assert same_state(weights(first), weights(second))
+    assert first.records(first.validators) == second.records(second.validators) != []
     selected = [checkpoint.load(run.checkpoint)["state"]["selected"] for run in (first, second)]
-    assert set(selected[0]) == {"last", "source-val"} and same_state(*selected)
+    assert set(selected[0]) == RULE_NAMES and same_state(*selected)
 
 
 def test_oracle_has_a_record_of_its_own(pair, tmp_path):
@@ -149,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(pair, 
         return losses | {"ce": float("nan")} if len(calls) == 4 else losses
 
     monkeypatch.setattr(REGISTRY["erm"], "update", breaking)
-    with pytest.raises(NonFiniteLossError, match=r"ce became nan in epoch 2, step 1.*holds epoch 1"):
+    with pytest.raises(NonFiniteLossError, match=r"ce became nan at step 4 .epoch 2.*holds epoch 1"):
         pair.run("--method", "erm", save_path=tmp_path)
     folder = next(tmp_path.glob("field-coast*"))
     assert checkpoint.load(folder / "checkpoint.pt")["state"]["epoch"] == 1
@@ -245,7 +248,7 @@ def test_a_run_may_be_ended_early(pair, tmp_path, monkeypatch):
     folder = next(tmp_path.glob("field-coast*"))
     assert main.main(["figures", str(folder)]) == 2 and main.main(["tables", str(folder)]) == 2
     run = main.train(["--resume", str(folder)])
-    assert run.read_run()["status"] == "done" and set(json.loads(run.evaluation.read_text())["rules"]) == {"last", "source-val"}
+    assert run.read_run()["status"] == "done" and set(json.loads(run.evaluation.read_text())["rules"]) == RULE_NAMES
     longer = main.train(["--resume", str(folder), "--max_epoch", "3"])
     assert yaml.safe_load(longer.config.read_text())["max_epoch"] == 3
 

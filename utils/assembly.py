@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.harmonize import check_pair, check_patch, load_simulated_or_real, preprocess
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
+from datasets.perturb import ShiftedSource
 from datasets.scene import Scene
 from datasets.splits import labelled_pixels, split_scene
 from model.methods import Method, Task, method_class
@@ -20,16 +22,25 @@ from utils.seeding import Streams
 
 log = logging.getLogger(__name__)
 
+UNLABELLED_PIXELS = 2048      # of the target, for the label-free validators
+
 
 @dataclass
 class Data:
-    """The scenes of a run and their samplers; `test` holds the labelled target pixels, None without a target."""
+    """The scenes of a run and their samplers.
+
+    val         held-out source pixels; `shifted` holds them (some of them, if many) under physical perturbations
+    test        the labelled target pixels; None where there are none
+    unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
+    """
 
     source: Scene
     target: Scene | None
     train: PatchSampler
     val: PatchSampler
+    shifted: ShiftedSource
     test: PatchSampler | None
+    unlabelled: PatchSampler | None
     patch_size: int
 
     @property
@@ -80,13 +91,26 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
              f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
-    return Data(source, target, train, val, test, config.patch_size)
+    unlabelled = None
+    if config.validators:
+        unlabelled = spread_sampler(target, test.cube if test else place(preprocess(target.cube), device), config)
+    return Data(source, target, train, val, ShiftedSource(val, source), test, unlabelled, config.patch_size)
 
 
 def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
     """A sampler of all labelled pixels of a scene."""
     return PatchSampler(place(preprocess(scene.cube), device), *labelled_pixels(scene.labels), config.patch_size,
                         config.backend)
+
+
+def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig) -> PatchSampler:
+    """A sampler of at most UNLABELLED_PIXELS pixels, evenly spread over all that hold data; it reads no label.
+
+    cube [B, H, W]: the preprocessed scene on the device.
+    """
+    centres = np.argwhere(scene.cube.any(axis=2))
+    index = np.linspace(0, len(centres) - 1, min(len(centres), UNLABELLED_PIXELS)).round().astype(np.int64)
+    return PatchSampler(cube, centres[index], np.zeros(len(index), np.int64), config.patch_size, config.backend)
 
 
 def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device) -> Method:

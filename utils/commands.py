@@ -1,4 +1,4 @@
-"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, prepare."""
+"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, study, prepare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datasets.prepare import prepare as prepare_pair
 from datasets.readers import DATA_ROOT
 from datasets.scene import Scene
 from datasets.writers import write_map
-from utils import figures, parity as recorded, released, tables as table_maker
+from utils import figures, parity as recorded, released, study as study_maker, study_figures, tables as table_maker
 from utils.assembly import read_scene, scene_sampler
 from utils.bench import bench
 from utils.config import parse_command, tidy
@@ -26,8 +26,11 @@ from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of, map_scene
 from utils.records import find_runs, open_run, write_text
 from utils.run_figures import draw_run
+from utils.selection import LAST, RULES
 from utils.sweep import SweepConfig, run_sweep
 from utils.trained import Trained, load_released, load_run
+
+RuleName = Literal[tuple(rule.name for rule in RULES)]
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Choice:
     run: Optional[str] = None
     weights: Optional[str] = None
     scene: Optional[str] = None
-    rule: Literal["last", "source-val"] = "last"
+    rule: RuleName = LAST.name
     kernel_activation: Literal["relu", "none"] = "relu"
     data_path: Optional[str] = None
     gpu: Optional[int] = None
@@ -113,7 +116,7 @@ def export(words: list[str]) -> None:
     """Write a run's discriminator as the released code's best.pth: {'Discriminator': state_dict} under its names."""
     parser = ArgumentParser(prog="main.py export", description=export.__doc__)
     parser.add_argument("--run", required=True, help="run folder")
-    parser.add_argument("--rule", choices=["last", "source-val"], default="last", help="selection rule")
+    parser.add_argument("--rule", choices=[rule.name for rule in RULES], default=LAST.name, help="selection rule")
     parser.add_argument("--out", type=Optional[Path], default=None, help="file to write; default: best.pth in the run folder")
     choice = parser.parse_args(words)
     run = open_run(choice.run)
@@ -182,6 +185,32 @@ def tables(words: list[str]) -> None:
     print(text)
 
 
+def study(words: list[str]) -> None:
+    """Draw and tabulate what training did, from the records of all runs below the given folders, finished or not."""
+    parser = ArgumentParser(prog="main.py study", description=study.__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of them (recorded with --oracle)")
+    parser.add_argument("--out", type=Optional[Path], default=None,
+                        help="folder for the figures and tables; default: the first folder given")
+    parser.add_argument("--insert", type=Optional[Path], default=None,
+                        help="Markdown file whose parts between <!-- NAME --> and <!-- /NAME --> the tables replace, "
+                             "NAME being FOLDER/scores, FOLDER/selection or FOLDER/norms, FOLDER that of --out")
+    choice = parser.parse_args(words)
+    points = study_maker.read(choice.runs)
+    tables, out = study_maker.make_tables(points), choice.out or Path(choice.runs[0])
+    try:
+        for name, (text, numbers) in tables.items():
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / f"{name}.md", f"{text}\n\nMade by `python main.py study {shlex.join(words)}`\n")
+            write_text(out / f"{name}.csv", numbers.to_csv(index=False))
+        for name, figure in study_figures.draw(points).items():
+            figures.save(figure, out / f"{name}.png")
+    except OSError as error:
+        raise ConfigError(f"The study cannot be written to {out} ({error.strerror}). Choose another --out.") from error
+    if choice.insert:
+        study_maker.insert_tables(choice.insert, out.name, {name: text for name, (text, _) in tables.items()})
+    print("\n\n".join(text for text, _ in tables.values()))
+
+
 def sweep(words: list[str]) -> int:
     """Run every combination of a sweep file's variants and seeds; done runs are skipped, broken ones resumed."""
     parser = ArgumentParser(prog="main.py sweep", description=sweep.__doc__)
@@ -209,4 +238,4 @@ def prepare(words: list[str]) -> None:
 
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "bench": bench,
-    "sweep": sweep, "tables": tables, "prepare": prepare}
+    "sweep": sweep, "tables": tables, "study": study, "prepare": prepare}

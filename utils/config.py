@@ -16,7 +16,8 @@ from model.settings import Settings, recipe_switches, resolve_switches
 from utils.errors import CheckpointError, ConfigError
 
 RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
-FREE_ON_RESUME = {"max_epoch", "gpu", "data_path", "log_interval", "tensorboard", "resume", "save_path", "run_name"}
+WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
+FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # these two say only where a run ends
 
 
 @dataclass
@@ -46,6 +47,8 @@ class TrainConfig(Settings):
         patch_size: side of the square patches, odd.
         batch_size: patches per step.
         max_epoch: epochs to train.
+        eval_interval: epochs between two evaluations, records and checkpoints; the last epoch always has them.
+        patience: stop when the shifted-source score has not risen for so many epochs; null = train max_epoch epochs.
         training_sample_ratio: share of the labelled source pixels that train; the others are held out.
         re_ratio: how often the source's index list is repeated where the target has far more labelled pixels.
         split: 'random' (stratified, as the released code) or spatially disjoint 'blocks' with a buffer.
@@ -56,6 +59,8 @@ class TrainConfig(Settings):
         radiation_augmentation: multiply half the patches by 0.9 to 1.1 and add noise.
         mixture_augmentation: mix half the patches with another one of the same class and add noise.
         oracle: also score the target after every epoch, into a record of its own; never used for training.
+        validators: also record the label-free validators entropy, IM and SND after every epoch, into a record of their
+            own. They use unlabelled target; never used for training or selection.
         tensorboard: also write TensorBoard curves.
         simulation: the embedded simulated pair.
     """
@@ -69,6 +74,8 @@ class TrainConfig(Settings):
     patch_size: int = 13
     batch_size: int = 256
     max_epoch: int = 400
+    eval_interval: int = 1
+    patience: Optional[int] = None
     training_sample_ratio: float = 0.8
     re_ratio: int = 5
     split: Literal["random", "blocks"] = "random"
@@ -79,6 +86,7 @@ class TrainConfig(Settings):
     radiation_augmentation: bool = True
     mixture_augmentation: bool = False
     oracle: bool = False
+    validators: bool = False
     tensorboard: bool = False
     simulation: Simulation = field(default_factory=Simulation)
 
@@ -143,15 +151,19 @@ def check(config: TrainConfig) -> TrainConfig:
     if not 0 < config.training_sample_ratio < 1:
         raise ConfigError(f"training_sample_ratio must lie between 0 and 1, not {config.training_sample_ratio}: some "
                           "source pixels are held out.")
-    for name in ("batch_size", "max_epoch", "re_ratio", "log_interval"):
+    for name in ("batch_size", "max_epoch", "eval_interval", "re_ratio", "log_interval"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
+    if config.patience is not None and config.patience < 1:
+        raise ConfigError(f"patience must be at least 1 (or null: no early stopping), not {config.patience}.")
     if config.seed < 0 or config.simulation.seed < 0:
         raise ConfigError("seeds must not be negative.")
     if config.simulation.severity < 0:
         raise ConfigError(f"simulation.severity must not be negative, not {config.simulation.severity}.")
     if config.oracle and config.target_name is None:
         raise ConfigError("oracle scores the target every epoch, but there is no target_name.")
+    if config.validators and config.target_name is None:
+        raise ConfigError("validators look at unlabelled target pixels, but there is no target_name.")
     return config
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from datasets.perturb import VIEWS
 from model.methods import Task
 from model.ops import resolve_backend
 from model.settings import Settings
@@ -61,7 +62,8 @@ def announce(config: TrainConfig, data: Data, device: torch.device, epochs: int)
     """
     if config.method not in OPERATIONS or epochs < 1:
         return
-    predicted = len(data.val) + (len(data.test) if config.oracle else 0)
+    predicted = len(data.val) + len(VIEWS) * len(data.shifted) + (len(data.test) if config.oracle else 0) \
+        + (len(data.unlabelled) if data.unlabelled else 0)
     steps, free = data.train.epoch_length(config.batch_size), free_memory(device)
     found = estimate(config, data.task, config.batch_size, steps, predicted, device)
     log.info("Estimate: %s", describe(found, epochs, free))

@@ -16,6 +16,8 @@ from utils.sheet import LABEL, SMALL, Sheet, page
 _SHARED_PANELS = ("ce", "consistency")      # families drawn together: ce_a, ce_b_mix, ...; consistency_min, _max
 _NATS = ("ce", "consistency", "mi", "loss")
 _SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ × 100"}
+_SCORED = (("source_val", "source validation", "-"), ("shifted_source", "source, perturbed", ":"),
+           ("oracle", "target (oracle; not used)", "--"))
 _FEW_POINTS = 20                            # up to here points get markers, so that a single epoch is seen
 _DASHES = (0, (4, 1))
 _RIGHT_AXIS = 5.0       # domains whose spectra are this many times larger than the first one's get the right-hand axis
@@ -25,8 +27,8 @@ _GAP = 4.0              # band spacings without a band (the water-vapour windows
 def plot_losses(epochs: Sequence[dict], title: str) -> Figure:
     """Losses and scores over the epochs; one panel per loss (the ce_* share one, and so do the consistency_*).
 
-    Each record holds "epoch", "losses" {name: value} and, where it was evaluated, "source_val" and "oracle"
-    {"oa", "aa", "kappa"} as fractions.  A loss that spans more than three decades gets a symmetric log scale.
+    Each record holds "epoch", "losses" {name: value} and, where it was evaluated, "source_val", "shifted_source" and
+    "oracle" {"oa", "aa", "kappa"} as fractions.  A loss that spans more than three decades gets a symmetric log scale.
     """
     if not epochs:
         raise ValueError("there is no epoch to plot")
@@ -34,7 +36,7 @@ def plot_losses(epochs: Sequence[dict], title: str) -> Figure:
     for name in dict.fromkeys(name for record in epochs for name in record["losses"]):
         prefix = name.split("_")[0]
         families.setdefault(prefix if prefix in _SHARED_PANELS else name, []).append(name)
-    scored = any("source_val" in record or "oracle" in record for record in epochs)
+    scored = any(key in record for record in epochs for key, _, _ in _SCORED)
     count = len(families) + scored
     columns = min(3, count)
     rows = -(-count // columns)
@@ -136,11 +138,13 @@ def _log_threshold(values: np.ndarray) -> float | None:
 
 
 def _draw_scores(axes: Axes, epochs: Sequence[dict]) -> None:
-    """Source validation (solid) and, where it was recorded, the target (dashed; for the record only)."""
+    """Source validation (solid) and, where they were recorded, the source under perturbations (dotted) and the target
+    (dashed; for the record only)."""
     handles = [Line2D([], [], color=colour, label=name) for colour, name in zip(LINE_COLOURS, _SCORES.values())]
-    for key, label, style in (("source_val", "source validation", "-"), ("oracle", "target (oracle; not used)", "--")):
-        if any(key in record for record in epochs):
-            handles.append(Line2D([], [], color="0.3", linestyle=style, label=label))
+    for key, label, style in _SCORED:
+        if not any(key in record for record in epochs):
+            continue
+        handles.append(Line2D([], [], color="0.3", linestyle=style, label=label))
         for colour, score in zip(LINE_COLOURS, _SCORES):
             x, y = _series(epochs, key, score)
             axes.plot(x, 100 * y, style, color=colour, **_line(len(x)))

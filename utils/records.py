@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.settings import Settings, flipped_switches
-from utils.config import FREE_ON_RESUME, TrainConfig, to_dict, to_yaml
+from utils.config import WITHOUT_EFFECT, TrainConfig, to_dict, to_yaml
 from utils.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class RunFolder:
         self.path = Path(path)
         self.config, self.run = self.path / "config.yaml", self.path / "run.json"
         self.epochs, self.oracle = self.path / "epochs.jsonl", self.path / "oracle.jsonl"
-        self.diagnostics = self.path / "diagnostics.jsonl"
+        self.diagnostics, self.validators = self.path / "diagnostics.jsonl", self.path / "validators.jsonl"
         self.evaluation, self.figures = self.path / "evaluation.json", self.path / "figures"
         self.checkpoint = self.path / "checkpoint.pt"
 
@@ -67,7 +67,7 @@ class RunFolder:
 
     def begin(self, config: TrainConfig, data: Data, environment: dict[str, Any]) -> None:
         """Write what is known before the first step to run.json."""
-        self.update_run(status="running", error=None, label=run_label(config), seed=config.seed,
+        self.update_run(status="running", error=None, stopped_early=None, label=run_label(config), seed=config.seed,
                         source=data.source.name, target=data.target and data.target.name,
                         classes=list(data.source.class_names), sha256=data.sha256,
                         labelled_target_pixels=len(data.test) if data.test else 0, **environment)
@@ -82,7 +82,7 @@ class RunFolder:
 
     def cut_records(self, last_epoch: int) -> None:
         """Drop what was recorded after the checkpoint's epoch, so that going on does not record it twice."""
-        for path in (self.epochs, self.oracle, self.diagnostics):
+        for path in (self.epochs, self.oracle, self.diagnostics, self.validators):
             if path.exists():
                 kept = [record for record in self.records(path) if record["epoch"] <= last_epoch]
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -139,8 +139,9 @@ def run_name(config: TrainConfig) -> str:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Eight hex digits of the resolved settings, without those that cannot change a result."""
-    kept = {name: value for name, value in to_dict(config).items() if name not in FREE_ON_RESUME - {"max_epoch"}}
+    """Eight hex digits of the resolved settings, without those that cannot change a result or are off (null): so a
+    new setting leaves the names of runs without it as they were."""
+    kept = {name: value for name, value in to_dict(config).items() if name not in WITHOUT_EFFECT and value is not None}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -1,29 +1,60 @@
-"""The end of a run: the sealed target is opened, and every selection rule's weights are scored once."""
+"""Scores of a run: under perturbations after every epoch, when to stop early, and the end of a run, where the sealed
+target is opened and every selection rule's weights are scored once."""
 
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import numpy as np
 
+from datasets.perturb import VIEWS, ShiftedSource
 from model.methods import Method
 from utils.checkpoint import load_discriminator
-from utils.metrics import constant_answer, scores
-from utils.predict import confusion_of
+from utils.metrics import confusion_matrix, constant_answer, scores
+from utils.predict import BATCH, confusion_of
 from utils.records import RunFolder, write_text
-from utils.selection import ORACLE
+from utils.selection import ORACLE, SHIFTED_SOURCE, SOURCE_SCORES
 from utils.assembly import Data
+
+log = logging.getLogger(__name__)
+
+SHOWN = ("oa", "aa", "kappa")     # of every view
+
+
+def shifted_scores(method: Method, source: ShiftedSource, n_classes: int) -> dict[str, Any]:
+    """Held-out source pixels under every view: oa, aa, kappa and macro_f1, means over the views, and in 'views' those
+    of SHOWN.  The method must be in the state that is to be scored (Method.evaluating)."""
+    confusion = dict.fromkeys(VIEWS, 0)
+    for view, x, y in source.batches(BATCH):
+        predicted = method.predict(x).argmax(1)
+        confusion[view] += confusion_matrix(y.cpu().numpy(), predicted.cpu().numpy(), n_classes)
+    found = {view: scores(counts).as_dict() for view, counts in confusion.items()}
+    means = {key: float(np.mean([score[key] for score in found.values()])) for key in (*SHOWN, "macro_f1")}
+    return means | {"views": {view: {key: score[key] for key in SHOWN} for view, score in found.items()}}
+
+
+def out_of_patience(run: RunFolder, patience: int | None) -> bool:
+    """Whether the shifted-source score has not risen for `patience` epochs (never, for None).  If so, the log and
+    run.json (stopped_early) say it."""
+    if patience is None or (waited := SHIFTED_SOURCE.waited(records := run.records(run.epochs))) < patience:
+        return False
+    epoch = records[-1]["epoch"]
+    run.update_run(stopped_early={"epoch": epoch, "best_epoch": epoch - waited, "patience": patience})
+    log.info("Stopped early after epoch %d: the shifted-source score was best in epoch %d and has not risen since "
+             "(--patience %d). The rule 'last' means epoch %d.", epoch, epoch - waited, patience, epoch)
+    return True
 
 
 def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, dict[str, Any]]) -> None:
     """Score the weights that each rule selected on the target, and write evaluation.json.
 
-    selected: rule -> epoch, source_val scores, discriminator weights.
+    selected: rule -> epoch, its source_val and shifted_source scores, discriminator weights.
     """
     content: dict[str, Any] = {"rules": {}}
     for rule, choice in selected.items():
-        content["rules"][rule] = {"epoch": choice["epoch"], "source_val": choice["source_val"]}
+        content["rules"][rule] = {"epoch": choice["epoch"], **source_scores(choice)}
         if data.test:
             load_discriminator(method.discriminator, choice["discriminator"], run.checkpoint)
             confusion = confusion_of(method, data.test, data.task.n_classes)
@@ -33,6 +64,11 @@ def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, di
         content["constant"] = scores(constant_answer(counts)).as_dict()
     if oracle := run.records(run.oracle):
         epoch = ORACLE.select(oracle)
-        source_val = next(record["source_val"] for record in run.records(run.epochs) if record["epoch"] == epoch)
-        content["oracle"] = next(record for record in oracle if record["epoch"] == epoch) | {"source_val": source_val}
+        record = next(record for record in run.records(run.epochs) if record["epoch"] == epoch)
+        content["oracle"] = next(entry for entry in oracle if entry["epoch"] == epoch) | source_scores(record)
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
+
+
+def source_scores(record: dict[str, Any]) -> dict[str, Any]:
+    """The scores of an epoch's record that need no target; older records lack some."""
+    return {key: record[key] for key in SOURCE_SCORES if key in record}

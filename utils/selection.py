@@ -28,8 +28,19 @@ class Rule:
         """Whether a new epoch's record takes the place of the best one so far."""
         return best is None or self.select([best, record]) == record["epoch"]
 
+    def waited(self, records: Sequence[dict]) -> int:
+        """Epochs since the score last rose; an equal score is no rise here, or a saturated one would never end a run.
+
+        Records without the score (of an older program) do not count.
+        """
+        scored = [record for record in records if self.score in record]
+        best = max(scored, key=lambda record: (record[self.score]["oa"], -record["epoch"]), default=None)
+        return scored[-1]["epoch"] - best["epoch"] if best else 0
+
 
 LAST = Rule("last", None)
 SOURCE_VAL = Rule("source-val", "source_val")
+SHIFTED_SOURCE = Rule("shifted-source", "shifted_source")
 ORACLE = Rule("oracle", "target", reads_target=True)
-RULES = (LAST, SOURCE_VAL)
+RULES = (LAST, SOURCE_VAL, SHIFTED_SOURCE)
+SOURCE_SCORES = tuple(rule.score for rule in RULES if rule.score)      # what stands beside every target score

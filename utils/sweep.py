@@ -43,11 +43,13 @@ class SweepConfig:
     Args:
         seeds: seeds in place of the sweep file's.
         save_path: folder of the runs in place of the sweep file's.
+        data_path: folder of the scenes' files, for every run.
         show: print the commands, for any scheduler, and run nothing.
     """
 
     seeds: Optional[list[int]] = None
     save_path: Optional[str] = None
+    data_path: Optional[str] = None
     show: bool = False
 
 
@@ -73,6 +75,8 @@ def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[str, list[str]]]:
     content = read_sweep(path)
     save_path = choice.save_path or content.save_path
     common = [word for file in content.config for word in ("--config", _file(file))] + _words(content.settings)
+    if choice.data_path is not None:
+        common += ["--data_path", choice.data_path]
     runs = []
     for seed in choice.seeds if choice.seeds is not None else content.seeds:
         for variant in content.variants:

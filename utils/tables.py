@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from utils.config import FREE_ON_RESUME
+from utils.config import WITHOUT_EFFECT
 from utils.errors import UserError
 from utils.records import RunFolder, find_runs, write_text
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ", "macro_f1": "F1"}
 MISSING = "–"
-_NO_SETTING = FREE_ON_RESUME - {"max_epoch"} | {"seed", "source_name", "target_name", "oracle"}
+_NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle"}
 
 
 def run_table(run: RunFolder) -> str:
@@ -43,6 +43,8 @@ def run_table(run: RunFolder) -> str:
 
 def _row(entry: dict[str, Any]) -> dict[str, str]:
     row = {"epoch": str(entry["epoch"]), "source-validation OA": f"{100 * entry['source_val']['oa']:.1f}"}
+    if "shifted_source" in entry:
+        row["shifted-source OA"] = f"{100 * entry['shifted_source']['oa']:.1f}"
     return row | {SCORES[key]: f"{100 * entry['target'][key]:.1f}" for key in SCORES if "target" in entry}
 
 
@@ -57,9 +59,10 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders below `folders`.
 
     Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as
-    JSON), seed, planned (runs of this setting, unfinished ones included), rule, epoch, source_val (OA), oa, aa, kappa,
-    macro_f1, the constant answer's scores as constant_*, folder; scores as fractions.  A folder that cannot be read, an
-    unfinished run and a repetition of the same setting and seed are left out with a word.  Raises UserError where nothing is left.
+    JSON), seed, planned (runs of this setting, unfinished ones included), rule, epoch, source_val and shifted_source
+    (OA; missing in runs older than the rule), oa, aa, kappa, macro_f1, the constant answer's scores as constant_*,
+    folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition of the same setting
+    and seed are left out with a word.  Raises UserError where nothing is left.
     """
     found: dict[tuple, _Found] = {}
     for run in find_runs(folders):
@@ -100,7 +103,7 @@ class _Found:
 
 def _run_rows(run: RunFolder) -> _Found:
     about, config = run.read_run(), yaml.safe_load(run.config.read_text())
-    settings = {name: value for name, value in config.items() if name not in _NO_SETTING}
+    settings = {name: value for name, value in config.items() if name not in _NO_SETTING and value is not None}
     data = hashlib.sha256(json.dumps(about["sha256"], sort_keys=True).encode()).hexdigest()[:8]
     setting = json.dumps(settings | {"data": data}, sort_keys=True)
     place = {"pair": f"{about['source']} → {about['target']}", "method": about["label"], "setting": setting,
@@ -110,6 +113,7 @@ def _run_rows(run: RunFolder) -> _Found:
     content = json.loads(run.evaluation.read_text())
     entries = content["rules"] | ({"oracle": content["oracle"]} if "oracle" in content else {})
     rows = [{**place, "rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
+             "shifted_source": entry.get("shifted_source", {}).get("oa"),
              **{key: entry["target"][key] for key in SCORES},
              **{f"constant_{key}": content["constant"][key] for key in SCORES}, "folder": str(run.path)}
             for rule, entry in entries.items() if "target" in entry]
@@ -129,8 +133,8 @@ def named_settings(runs: pd.DataFrame) -> pd.Series:
 
 
 def pair_tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title -> table: per pair one with the rules `last` and `source-val` side by side and the constant answer below,
-    and, where it was asked for, one of its own for `oracle`."""
+    """Title -> table: per pair one with all honest rules side by side and the constant answer below, and,
+    where it was asked for, one of its own for `oracle`."""
     tables = {}
     runs = runs.assign(name=named_settings(runs))
     for pair, of_pair in runs.groupby("pair", sort=False):
@@ -173,14 +177,16 @@ def _two(values: pd.Series, name: str, form: str) -> str:
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting; n is n/planned where runs are unfinished (an oracle is scored only in runs that ask for it)."""
+    """A row per setting; n is n/planned where runs are unfinished (an oracle is scored only in runs that ask for it).
+    A rule that not all of the runs know, some being older than it, says how many do."""
     table = {}
     for name, of_name in runs.groupby("name", sort=False):
         n, planned = of_name["folder"].nunique(), of_name["planned"].iloc[0]
         row = {"n": str(n) if n == planned or list(of_name["rule"].unique()) == ["oracle"] else f"{n}/{planned}"}
         for rule, entries in of_name.groupby("rule", sort=False):
-            row[f"{rule}: source-validation OA"] = mean_std(entries["source_val"])
-            row |= {f"{rule}: {SCORES[key]}": mean_std(entries[key]) for key in SCORES}
+            few = f" (n={len(entries)})" if len(entries) < n else ""
+            row[f"{rule}: source-validation OA"] = mean_std(entries["source_val"]) + few
+            row |= {f"{rule}: {SCORES[key]}": mean_std(entries[key]) + few for key in SCORES}
         table[name] = row
     return pd.DataFrame.from_dict(table, orient="index").fillna(MISSING)
 

@@ -27,8 +27,9 @@ class Curves:
 
     def scores(self, record: dict[str, Any], step: int) -> None:
         if self.writer:
-            for name in ("oa", "aa", "kappa"):
-                self.writer.add_scalar(f"source-val/{name}", record["source_val"][name], step)
+            for score in ("source_val", "shifted_source"):
+                for name in ("oa", "aa", "kappa"):
+                    self.writer.add_scalar(f"{score.replace('_', '-')}/{name}", record[score][name], step)
 
     def close(self) -> None:
         if self.writer:

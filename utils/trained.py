@@ -34,7 +34,7 @@ class Trained:
 def load_run(run: RunFolder, rule: str = "last", gpu: int | None = None) -> Trained:
     """A run's networks as of its last finished epoch, the discriminator being the one that `rule` selected.
 
-    Needs no scene.  Raises CheckpointError where the run has no finished epoch, or files of it do not belong together.
+    Needs no scene.  Raises CheckpointError where the run has no finished epoch or no such rule, or files of it do not fit.
     """
     config = parse_train(["--config", str(run.config)] + ([] if gpu is None else ["--gpu", str(gpu)]))
     saved = checkpoint.load(run.checkpoint)
@@ -42,6 +42,9 @@ def load_run(run: RunFolder, rule: str = "last", gpu: int | None = None) -> Trai
     state: dict[str, Any] = saved["state"]
     if not state["selected"]:
         raise CheckpointError(f"{run.path} has not finished its first epoch: there is nothing to apply yet.")
+    if rule not in state["selected"]:
+        raise CheckpointError(f"{run.path} holds no weights of the rule '{rule}', which is newer than the run; it has "
+                              f"{', '.join(state['selected'])}.")
     if run.read_run().get("status") != "done":
         log.warning("%s has not finished: these are the weights of epoch %d of %d.", run.path,
                     state["selected"][rule]["epoch"], config.max_epoch)
