@@ -1,4 +1,5 @@
-"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, study, prepare."""
+"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, study, transfer,
+prepare."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from utils.run_figures import draw_run
 from utils.selection import LAST, RULES
 from utils.sweep import SweepConfig, run_sweep
 from utils.trained import Trained, load_released, load_run
+from utils.transfer import transfer
 
 RuleName = Literal[tuple(rule.name for rule in RULES)]
 
@@ -220,6 +222,23 @@ def sweep(words: list[str]) -> int:
     return run_sweep(choice.pop("file"), SweepConfig(**choice))
 
 
+def rescore(words: list[str]) -> None:
+    """Score finished runs on another target, each into a run folder of its own beside them, without training anew."""
+    parser = ArgumentParser(prog="main.py transfer", description=rescore.__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--target_name", type=Optional[str], default=None, help="the other scene")
+    parser.add_argument("--severity", type=Optional[float], default=None, help="another severity of the simulated gap")
+    parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
+    choice = parser.parse_args(words)
+    runs = [run for run in find_runs(choice.runs)
+            if (about := run.read_run()).get("status") == "done" and "trained_in" not in about]
+    if not runs:
+        raise UserError(f"No finished run below {', '.join(choice.runs)}.")
+    for run in runs:
+        made = transfer(run, choice.target_name, choice.severity, choice.data_path)
+        print(made.path if made else f"{run.path}: scored there already")
+
+
 def prepare(words: list[str]) -> None:
     """Fetch or convert the public originals of a benchmark pair."""
     parser = ArgumentParser(prog="main.py prepare", description=prepare.__doc__)
@@ -238,4 +257,5 @@ def prepare(words: list[str]) -> None:
 
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "bench": bench,
-    "sweep": sweep, "tables": tables, "study": study, "prepare": prepare}
+    "sweep": sweep, "tables": tables, "study": study, "transfer": rescore,
+    "prepare": prepare}

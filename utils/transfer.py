@@ -1,0 +1,84 @@
+"""A trained run scored on another target, without training anew.
+
+Training takes nothing from a target but its number of labelled pixels, which decides how often the source's index list
+is repeated.  Where that stays the same, a run with another target would have the same weights, so a run folder can be
+made from these.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from pathlib import Path
+
+from datasets.patches import source_repeat
+from utils import checkpoint
+from utils.assembly import Data, backend_of, build_method, choose_device, load_data
+from utils.config import TrainConfig, check, parse_train
+from utils.errors import ConfigError
+from utils.records import RunFolder, environment, run_name
+from utils.scoring import score_run
+from utils.seeding import Streams
+
+log = logging.getLogger(__name__)
+
+
+def transfer(run: RunFolder, target_name: str | None = None, severity: float | None = None,
+             data_path: str | None = None) -> RunFolder | None:
+    """Make the run folder, beside the given finished run, that training with another target (or another severity of
+    the simulated gap) would have made; None where it is there already.
+
+    Its run.json names the run whose weights it has.  Records of the old target (oracle, validators) are left out.
+    Raises ConfigError where the other target would have changed the training, or is no other one.
+    """
+    original = parse_train(["--config", str(run.config)])
+    config = _changed(original, target_name, severity, data_path)
+    made = RunFolder(Path(config.save_path) / run_name(config))
+    if made.read_run().get("status") == "done":
+        return None
+    device = choose_device(config.gpu)
+    data = load_data(config, device, Streams(config.seed, device).split)
+    saved = checkpoint.load(run.checkpoint)
+    _check_training(run, config, data, saved["data"])
+    made.path.mkdir(parents=True, exist_ok=True)
+    made.write_config(config)
+    for records in (run.epochs, run.diagnostics):
+        shutil.copyfile(records, made.path / records.name)
+    checkpoint.save(made.checkpoint, saved | {"config": checkpoint.configuration(config), "data": data.sha256})
+    about = run.read_run()
+    made.begin(config, data, environment(device, backend_of(config, device)))
+    method = build_method(config, data.task, Streams(config.seed, device), device)
+    score_run(made, method, data, saved["state"]["selected"])
+    made.update_run(status="done", trained_in=run.path.name, **{name: about[name] for name in (
+        "seconds", "peak_memory_mib", "git", "versions", "command", "stopped_early") if name in about})
+    return made
+
+
+def _changed(original: TrainConfig, target_name: str | None, severity: float | None, data_path: str | None
+             ) -> TrainConfig:
+    """The settings of the run that is to be made."""
+    config = copy.deepcopy(original)
+    config.oracle = config.validators = False
+    config.target_name = target_name or config.target_name
+    config.data_path = data_path or config.data_path
+    if severity is not None:
+        config.simulation.severity = severity
+    if (config.target_name, config.simulation) == (original.target_name, original.simulation):
+        raise ConfigError("The run has this target already; name another one (--target_name), or another severity of the "
+                          "simulated gap (--severity).")
+    return check(config)
+
+
+def _check_training(run: RunFolder, config: TrainConfig, data: Data, saved: dict[str, str]) -> None:
+    """Raise ConfigError where the run's training is not what it would be with the other target."""
+    if data.test is None:
+        raise ConfigError(f"{data.target.name} has no labelled pixel to score; 'main.py predict' maps it.")
+    changed = [name for name, digest in data.sha256.items() if name.startswith("source/") and saved.get(name) != digest]
+    if changed:
+        raise ConfigError(f"{run.path} was trained with other files: {', '.join(changed)} changed.")
+    repeat = source_repeat(len(data.train) + len(data.val), run.read_run()["labelled_target_pixels"],
+                           config.training_sample_ratio, config.re_ratio)
+    if repeat != data.train.repeat:
+        raise ConfigError(f"With {data.target.name} the source's index list would be repeated {data.train.repeat} times, "
+                          f"not {repeat} times as in {run.path}: train a run of its own.")
