@@ -15,18 +15,16 @@ import pandas as pd
 import yaml
 from scipy.stats import spearmanr
 
-from utils.config import WITHOUT_EFFECT
 from utils.errors import UserError
 from utils.metrics import constant_answer, scores
 from utils.records import RunFolder, find_runs
-from utils.tables import MISSING, SCORES, insert, markdown, mean_std, named_settings
+from utils.tables import MISSING, NO_SETTING, SCORES, insert, markdown, mean_std, named_settings
 
 log = logging.getLogger(__name__)
 
 VARIANCE_RATIO = "variance_ratio_"      # + layer: variance of clean patches over BatchNorm's running one
 FEWEST = 4                              # pairs of values below which a rank correlation says nothing
 NO_TARGET, UNLABELLED = "no target", "unlabelled target"
-_NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "simulation", "oracle"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
 def _place(run: RunFolder) -> dict[str, Any]:
     """What a run is: pair, data (digest), simulation, method (label), setting (the rest, as JSON), seed, finished."""
     about, config = run.read_run(), yaml.safe_load(run.config.read_text())
-    setting = {name: value for name, value in config.items() if name not in _NO_SETTING and value is not None}
+    setting = {name: value for name, value in config.items() if name not in NO_SETTING | {"simulation"} and value is not None}
     digest = hashlib.sha256(json.dumps(sorted(about["sha256"].values())).encode()).hexdigest()[:8]
     return {"pair": f"{about['source']} → {about['target'] or MISSING}", "data": digest,
             "simulation": config.get("simulation") or {}, "method": about["label"],

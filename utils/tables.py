@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ", "macro_f1": "F1"}
 MISSING = "–"
-_NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle"}
+NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle"}
 
 
 def run_table(run: RunFolder) -> str:
@@ -103,7 +103,7 @@ class _Found:
 
 def _run_rows(run: RunFolder) -> _Found:
     about, config = run.read_run(), yaml.safe_load(run.config.read_text())
-    settings = {name: value for name, value in config.items() if name not in _NO_SETTING and value is not None}
+    settings = {name: value for name, value in config.items() if name not in NO_SETTING and value is not None}
     data = hashlib.sha256(json.dumps(about["sha256"], sort_keys=True).encode()).hexdigest()[:8]
     setting = json.dumps(settings | {"data": data}, sort_keys=True)
     place = {"pair": f"{about['source']} → {about['target']}", "method": about["label"], "setting": setting,
