@@ -24,7 +24,7 @@ from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.ops import resolve_backend
 from model.settings import Settings
-from model.spectra import apply_gain, draw_gain, unit_spectra
+from model.spectra import PhysicalBranch, unit_spectra
 from utils.seeding import Streams
 
 CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_consistency}
@@ -39,8 +39,10 @@ class S2AMSnet(Method):
         self.names = ("a",) if "one_generator" in cut else ("a", "b")
         self.mixing, self.adversarial = "no_mixing" not in cut, "no_adversarial" not in cut
         self.noise_scale = 0.0 if "no_noise" in cut else 1.0
-        self.joint, self.gained = settings.batchnorm_batches == "joint", settings.gain_branch == "on"
-        self.physical = unit_spectra if settings.generated_spectra == "unit" else as_they_are
+        self.joint = settings.batchnorm_batches == "joint"
+        self.made_physical = unit_spectra if settings.generated_spectra == "unit" else as_they_are
+        third = settings.gain_branch > 0 or settings.admixture_branch > 0
+        self.physical = PhysicalBranch(settings.gain_branch, settings.admixture_branch) if third else None
         self.consistency_term = CONSISTENCY[settings.consistency]
         self.pairs = self._consistency_pairs()
         with seeded_initialisation(streams):
@@ -73,15 +75,14 @@ class S2AMSnet(Method):
         return [(name, other[name] + suffix) for name in self.names if name != other[name] + suffix]
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        drawn = [self.draw_noise(x), self.draw_lambdas(len(x))]
-        return self.step(x, y, *drawn, *([self.draw_gains(x)] if self.gained else []))
+        return self.step(x, y, self.draw_noise(x), self.draw_lambdas(len(x)), *self.draw_physics(x))
 
     @recordable
-    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float],
-             gains: Tensor | None = None) -> dict[str, Tensor]:
-        """One batch with given noise [generators·3, N, 2], λ per generator (and sample) and, for the gain branch, gains
-        [generators, N, B]: the min step, then the max step."""
-        domains = self.generate(x, noise, lambdas, gains)
+    def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float], *physics: Tensor
+             ) -> dict[str, Tensor]:
+        """One batch with given noise [generators·3, N, 2], λ per generator (and sample) and, where there is a physical
+        branch, its draws per generator: the min step, then the max step."""
+        domains = self.generate(x, noise, lambdas, *physics)
         terms = self.step_min(x, y, domains)
         terms |= self.step_max(x, domains)
         if self.settings.discriminator_steps == 2:
@@ -100,19 +101,23 @@ class S2AMSnet(Method):
         return torch.tensor(np.array([draw_lambda(self.streams.mixing, self.settings.beta, samples)
                                       for _ in self.names]))
 
-    def draw_gains(self, x: Tensor) -> Tensor:
-        """The gain branch's smooth gains, one per generator and sample: [generators, N, B]."""
-        drawn = draw_gain(len(self.names) * len(x), x.shape[1], self.settings.gain_strength, self.streams.gain)
-        return drawn.view(len(self.names), len(x), -1)
+    def draw_physics(self, x: Tensor) -> list[Tensor]:
+        """The physical branch's draws, stacked over the generators; nothing where there is no such branch."""
+        if self.physical is None:
+            return []
+        drawn = [self.physical.draw(len(x), x.shape[1], self.streams.gain) for _ in self.names]
+        return [torch.stack(each) for each in zip(*drawn)]
 
-    def generate(self, x: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float], gains: Tensor | None = None
+    def generate(self, x: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float], *physics: Tensor
                  ) -> dict[str, Tensor]:
-        """The generated domains, then the mixed ones: name -> [N, B, P, P].  Without gains the gain branch rests."""
-        inputs = {name: x if gains is None else apply_gain(x, gains[i]) for i, name in enumerate(self.names)}
-        domains = {name: self.physical(self.generators[name](inputs[name], z))
-                   for name, z in zip(self.names, noise.split(STAGES))}
+        """The generated domains, then the mixed ones: name -> [N, B, P, P].  Without its draws the physical branch
+        rests."""
+        domains = {}
+        for i, (name, z) in enumerate(zip(self.names, noise.split(STAGES))):
+            seen = self.physical(x, *(drawn[i] for drawn in physics)) if physics else x
+            domains[name] = self.made_physical(self.generators[name](seen, z))
         if self.mixing:
-            domains |= {f"{name}_mix": self.physical(mix(domains[name], x, lam))
+            domains |= {f"{name}_mix": self.made_physical(mix(domains[name], x, lam))
                         for name, lam in zip(self.names, lambdas)}
         return domains
 
@@ -246,8 +251,7 @@ class S2AMSnet(Method):
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), uncompiled():
-            domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names),
-                                    self.draw_gains(x) if self.gained else None)
+            domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names), *self.draw_physics(x))
         return {name.replace("_mix", " mixed") if "_mix" in name else f"generated {name}": domain
                 for name, domain in domains.items()}
 

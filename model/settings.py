@@ -26,7 +26,10 @@ class Switches:
             the input ('identity').
         generated_spectra: generated and mixed spectra are left 'free', or made non-negative and of 'unit' norm as every
             preprocessed spectrum is.
-        gain_branch: 'on' gives each generator a third branch, a smooth random spectral gain (of gain_strength).
+        gain_branch: above 0, generators get patches under a smooth random spectral gain, the standard deviation of whose
+            logarithm is uniform from 0 to this.
+        admixture_branch: above 0, generators get patches with a foreign spectrum mixed in, its share uniform from 0 to
+            this.
         mixing_weights: one λ per 'batch' and generator, or per 'sample'.
         consistency: KL divergence from log-softmax ('kl'), the released code's bounded term ('released'), or the
             Jensen–Shannon divergence ('js').
@@ -51,7 +54,8 @@ class Switches:
     generator_norm: Optional[Literal["adain", "adain_bn"]] = None
     generator_init: Optional[Literal["default", "normal", "identity"]] = None
     generated_spectra: Optional[Literal["free", "unit"]] = None
-    gain_branch: Optional[Literal["off", "on"]] = None
+    gain_branch: Optional[float] = None
+    admixture_branch: Optional[float] = None
     mixing_weights: Optional[Literal["batch", "sample"]] = None
     consistency: Optional[Literal["kl", "released", "js"]] = None
     discriminator_steps: Optional[Literal[1, 2]] = None
@@ -84,7 +88,7 @@ class Settings(Switches):
         mmirn_filters: width f of MMIRN.
         temp: temperature τ of the MI term.
         beta: λ ~ Beta(beta, beta) of the mixing.
-        gain_strength: standard deviation of the log gain of method erm_gain and of gain_branch.
+        gain_strength: standard deviation of the log gain of method erm_gain.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
         compile: compile the networks for the training step (model/graphs.py); minutes at first, not with backend 'cpu'.
@@ -121,6 +125,9 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) <= 0:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
+    for name in ("gain_branch", "admixture_branch"):
+        if getattr(settings, name) < 0:
+            raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:
         raise ConfigError(f"weight_averaging must be at least 0 and below 1, not {settings.weight_averaging}.")
     if {"no_spectral", "no_spatial"} <= set(settings.ablate):

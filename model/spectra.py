@@ -1,4 +1,4 @@
-"""Operations on spectra: smooth random gains, and the unit norm that preprocessing gives every pixel."""
+"""Operations on spectra: smooth random gains, foreign spectra mixed in, and the unit norm of preprocessing."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from torch import Tensor
 GAIN_WAVES = 4            # cosines that make up a smooth log gain
 
 
-def draw_gain(n: int, bands: int, strength: float, rng: torch.Generator) -> Tensor:
-    """n smooth random spectral gains: [n, B].
+def draw_log_gain(n: int, bands: int, rng: torch.Generator) -> Tensor:
+    """n smooth random log gains of standard deviation 1 at every band: [n, B].
 
-    log gain(t) = strength·√(2/W)·Σ_{w=1..W} a_w cos(π w t + φ_w), t ∈ [0, 1] over the bands, a ~ N(0, 1),
-    φ ~ U(0, 2π): standard deviation `strength` at every band.
+    √(2/W)·Σ_{w=1..W} a_w cos(π w t + φ_w), t ∈ [0, 1] over the bands, a ~ N(0, 1), φ ~ U(0, 2π).
     """
     t = torch.linspace(0, 1, bands, device=rng.device)
     wave = torch.arange(1, GAIN_WAVES + 1, device=rng.device)[:, None] * math.pi * t          # [W, B]
     amplitude = torch.randn(n, GAIN_WAVES, 1, generator=rng, device=rng.device)
     phase = 2 * math.pi * torch.rand(n, GAIN_WAVES, 1, generator=rng, device=rng.device)
-    return (strength * math.sqrt(2 / GAIN_WAVES) * (amplitude * torch.cos(wave + phase)).sum(1)).exp()
+    return math.sqrt(2 / GAIN_WAVES) * (amplitude * torch.cos(wave + phase)).sum(1)
 
 
 def apply_gain(x: Tensor, gain: Tensor) -> Tensor:
-    """Multiply each patch's spectra [N, B, P, P] by its gain [N, B]; the L2 norm of every spectrum stays what it was."""
+    """Multiply each patch's spectra [N, B, P, P] by its gain [N, B]; every spectrum keeps its L2 norm."""
     gained = x * gain[:, :, None, None]
     scale = x.norm(dim=1, keepdim=True) / gained.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     return gained * scale
+
+
+def admix(x: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Mix a foreign spectrum into each patch: x + share·s, s the centre spectrum of patch number `partner`.
+
+    [N, B, P, P], [N] int64, [N] -> [N, B, P, P]; brighter by up to 1 + share, so unit spectra want `unit_spectra` after it.
+    """
+    middle = x.shape[-1] // 2
+    return x + share[:, None, None, None] * x[partner, :, middle, middle][:, :, None, None]
 
 
 def unit_spectra(x: Tensor) -> Tensor:
@@ -36,3 +44,24 @@ def unit_spectra(x: Tensor) -> Tensor:
     positive = x.clamp_min(0)
     square = positive.square().sum(1, keepdim=True)
     return positive * square.clamp_min(torch.finfo(x.dtype).eps ** 2).rsqrt()
+
+
+class PhysicalBranch:
+    """What light, calibration and mixed pixels do to a patch, at random: a generator's third branch, nothing learnt.
+
+    A foreign spectrum of the batch is mixed into the patch (soil between plants, dust on a roof), with a share
+    ~ U(0, admixture); then comes a smooth gain whose standard deviation is ~ U(0, gain) per patch.  Spectra come out
+    with unit norm.
+    """
+
+    def __init__(self, gain: float, admixture: float):
+        self.gain, self.admixture = gain, admixture
+
+    def draw(self, n: int, bands: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Gains [n, B], partners [n] and shares [n] for n patches."""
+        strength, share = torch.rand(2, n, generator=rng, device=rng.device)
+        gains = (self.gain * strength[:, None] * draw_log_gain(n, bands, rng)).exp()
+        return gains, torch.randperm(n, generator=rng, device=rng.device), self.admixture * share
+
+    def __call__(self, x: Tensor, gains: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
+        return unit_spectra(apply_gain(admix(x, partners, shares), gains))

@@ -11,10 +11,10 @@ from torch.nn import functional
 from conftest import batch, build, same_state
 from model.losses import js_consistency
 from model.mixing import draw_lambda, mix
-from model.spectra import apply_gain, draw_gain, unit_spectra
+from model.spectra import PhysicalBranch, admix, apply_gain, draw_log_gain, unit_spectra
 from utils.errors import ConfigError
 
-ALL = {"recipe": "paper", "source_ce": "on", "source_weight": 2.0, "generated_spectra": "unit", "gain_branch": "on",
+ALL = {"recipe": "paper", "source_ce": "on", "source_weight": 2.0, "generated_spectra": "unit", "gain_branch": 0.4, "admixture_branch": 0.8,
        "generator_init": "identity", "mixing_weights": "sample", "consistency": "js", "adversarial_weight": 0.5,
        "batchnorm_batches": "joint", "lr_schedule": "cosine", "weight_averaging": 0.9}
 
@@ -53,9 +53,10 @@ def test_unit_spectra_are_what_a_preprocessed_spectrum_can_be():
 
 
 def test_a_gain_is_smooth_has_its_strength_and_keeps_the_norm():
-    gain = draw_gain(4000, 40, 0.2, generator())
-    assert gain.log().std(0).sub(0.2).abs().max() < 0.01
-    assert gain.log().diff(dim=1).std() < 2 * math.pi * 4 / 39 * 0.2      # no faster than its fastest cosine
+    log_gain = draw_log_gain(4000, 40, generator())
+    assert log_gain.std(0).sub(1).abs().max() < 0.05
+    assert log_gain.diff(dim=1).std() < 2 * math.pi * 4 / 39               # no faster than its fastest cosine
+    gain = (0.2 * log_gain).exp()
     x, _ = batch(4, 40)
     made = apply_gain(3 * x, gain[:4])
     torch.testing.assert_close(made.norm(dim=1), torch.full((4, 5, 5), 3.0))
@@ -90,21 +91,41 @@ def test_an_identity_generator_starts_near_its_input():
     assert distance[0] < 0.2 < distance[1]
 
 
-def test_the_gain_branch_changes_what_the_generators_see():
+def test_a_foreign_spectrum_is_mixed_in():
+    x, _ = batch(3)
+    mixed = admix(x, torch.tensor([2, 0, 1]), torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.equal(mixed[0], x[0])
+    torch.testing.assert_close(mixed[1, :, 4, 1], x[1, :, 4, 1] + 0.5 * x[0, :, 2, 2])
+    torch.testing.assert_close(mixed[2, :, 0, 3], x[2, :, 0, 3] + x[1, :, 2, 2])
+
+
+def test_the_physical_branch_draws_what_it_says():
+    gains, partners, shares = PhysicalBranch(0.4, 0.8).draw(6000, 20, generator())
+    assert abs(shares.mean() - 0.4) < 0.01 and 0 <= shares.min() and shares.max() < 0.8
+    assert partners.sort().values.equal(torch.arange(6000))
+    assert abs(gains.log().std() - 0.4 / math.sqrt(3)) < 0.01              # of U(0, 0.4)·N(0, 1)
+    gains, _, shares = PhysicalBranch(0.0, 0.0).draw(5, 20, generator())
+    assert torch.equal(gains, torch.ones(5, 20)) and not shares.any()
+
+
+def test_the_physical_branch_changes_what_the_generators_see():
     method, (x, y) = build(**ALL), batch()
-    noise, lambdas, gains = method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_gains(x)
-    assert gains.shape == (2, len(x), 6)
+    noise, lambdas, physics = method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_physics(x)
+    gains, partners, shares = physics
+    assert gains.shape == (2, len(x), 6) and partners.shape == shares.shape == (2, len(x))
     with torch.no_grad():
-        gained = method.eval().generate(x, noise, lambdas, gains)
-        by_hand = unit_spectra(method.generators["b"](apply_gain(x, gains[1]), noise[3:]))
-    torch.testing.assert_close(gained["b"], by_hand)
-    torch.testing.assert_close(gained["b_mix"], unit_spectra(mix(by_hand, x, lambdas[1])))
+        made = method.eval().generate(x, noise, lambdas, *physics)
+        seen = unit_spectra(apply_gain(admix(x, partners[1], shares[1]), gains[1]))
+        by_hand = unit_spectra(method.generators["b"](seen, noise[3:]))
+    torch.testing.assert_close(made["b"], by_hand)
+    torch.testing.assert_close(made["b_mix"], unit_spectra(mix(by_hand, x, lambdas[1])))
+    assert build().draw_physics(x) == []
 
 
 def test_a_joint_batch_shares_its_statistics_and_the_max_step_leaves_them():
     method, (x, y) = build(**ALL, backend="reference").train(), batch()
     domains = {name: image.detach() for name, image in
-               method.generate(x, method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_gains(x)).items()}
+               method.generate(x, method.draw_noise(x), method.draw_lambdas(len(x)), *method.draw_physics(x)).items()}
     everything = torch.cat([*domains.values(), x])
     twin = copy.deepcopy(method.discriminator)
     expected = functional.cross_entropy(twin(everything)[-len(x):], y)
@@ -160,12 +181,14 @@ def test_averaging_goes_on_after_a_checkpoint():
     method, twin, (x, y) = build(**ALL), build(**ALL, seed=1), batch()
     method.update(x, y)
     twin.load_training_state(copy.deepcopy(method.training_state()))
-    noise, lambdas, gains = method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_gains(x)
+    drawn = method.draw_noise(x), method.draw_lambdas(len(x)), *method.draw_physics(x)
     for each in (method, twin):
-        each.step(x, y, noise, lambdas, gains)
+        each.step(x, y, *drawn)
     assert same_state(method.training_state(), twin.training_state())
 
 
 def test_an_impossible_averaging_is_refused():
     with pytest.raises(ConfigError, match="weight_averaging"):
         build(weight_averaging=1.0)
+    with pytest.raises(ConfigError, match="admixture_branch"):
+        build(admixture_branch=-0.1)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from model.methods.base import Method, Task, recordable
 from model.settings import Settings
-from model.spectra import apply_gain, draw_gain
+from model.spectra import apply_gain, draw_log_gain
 from utils.seeding import Streams
 
 
@@ -38,7 +38,8 @@ class ERMGain(ERM):
     """ERM with a smooth random spectral gain per patch: what a cheap model of sensor and illumination does alone."""
 
     def transform(self, x: Tensor) -> Tensor:
-        return apply_gain(x, draw_gain(len(x), x.shape[1], self.settings.gain_strength, self.streams.gain))
+        log_gain = self.settings.gain_strength * draw_log_gain(len(x), x.shape[1], self.streams.gain)
+        return apply_gain(x, log_gain.exp())
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
         return {"random gain": self.transform(x)}
