@@ -21,7 +21,7 @@ def of_generators(method: S2AMSnet, x: Tensor, domains: dict[str, Tensor]) -> di
     """gradient_<term>: norm of the gradient that a term of the max step, before its weight, gives the generators.
     rms_ratio_<g>, cosine_<g>: root mean square of x̂_g over that of x, and mean cosine between their patches."""
     parameters, found = list(method.generators.parameters()), {}
-    for term, pulls in pulls_on_domains(method, x, domains).items():
+    for term, pulls in pulls_on_domains(method, x, domains).items() if parameters else ():
         gradients = torch.autograd.grad([domains[name] for name in pulls], parameters, list(pulls.values()),
                                         retain_graph=True, allow_unused=True)
         found[f"gradient_{term}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm()

@@ -19,7 +19,7 @@ from model.generator import NOISE_DIM, STAGES, Generator
 from model.graphs import uncompiled
 from model.losses import js_consistency, kl_consistency, mutual_information, mutual_information_sum, released_consistency
 from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, recordable, seeded_initialisation,
-                                statistics_in_order)
+                                statistics_frozen, statistics_in_order)
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.ops import resolve_backend
@@ -46,15 +46,15 @@ class S2AMSnet(Method):
         self.consistency_term = CONSISTENCY[settings.consistency]
         self.pairs = self._consistency_pairs()
         with seeded_initialisation(streams):
-            self.generators = torch.nn.ModuleDict({name: self._build_generator(name) for name in self.names})
+            build = self._build_generator if "no_generators" not in cut else Untouched
+            self.generators = torch.nn.ModuleDict({name: build(name) for name in self.names})
             if settings.generators == "shared" and "b" in self.names:
                 self.generators["b"] = self.generators["a"]
             self.mmirn = None if "no_mmirn" in cut else MMIRN(task.bands, settings.contrast_layers,
                                                               settings.mmirn_filters)
         self.min_optimiser = self.add_optimiser("discriminator", self.discriminator)
-        self.generator_optimiser = self.add_optimiser("generators", self.generators)
-        learns = self.mmirn is not None and any(True for _ in self.mmirn.parameters())      # not with layer 0 alone
-        self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if learns else None
+        self.generator_optimiser = self.add_optimiser("generators", self.generators) if learns(self.generators) else None
+        self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if learns(self.mmirn) else None
 
     def _build_generator(self, name: str) -> Generator:
         s, cut = self.settings, self.settings.ablate
@@ -150,7 +150,10 @@ class S2AMSnet(Method):
         """Update G and M through the frozen F: −C + Σ MI(x, x̂), each with its weights.
 
         Each term goes back to the domains by itself, and what it kept is freed; then the generators go back once.
+        Without a generator that learns there is nothing to do.
         """
+        if self.generator_optimiser is None:
+            return {"loss_max": self.max_loss({})}
         self.generator_optimiser.zero_grad(set_to_none=True)
         if self.mmirn_optimiser and self.settings.mmirn_gradients == "zeroed":
             self.mmirn_optimiser.zero_grad(set_to_none=True)
@@ -179,7 +182,7 @@ class S2AMSnet(Method):
 
     def adversarial_terms(self, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """consistency_max = C through the frozen F."""
-        with frozen(self.discriminator), buffers_kept(self.discriminator) if self.joint else nullcontext():
+        with frozen(self.discriminator), statistics_frozen(self.discriminator) if self.joint else nullcontext():
             consistency = self.consistency(self.classify(domains))
         return {} if consistency is None else {"consistency_max": consistency}
 
@@ -254,6 +257,21 @@ class S2AMSnet(Method):
             domains = self.generate(x, self.draw_noise(x), [0.5] * len(self.names), *self.draw_physics(x))
         return {name.replace("_mix", " mixed") if "_mix" in name else f"generated {name}": domain
                 for name, domain in domains.items()}
+
+
+class Untouched(torch.nn.Module):
+    """In place of a generator network: x̂ is what it is given."""
+
+    def __init__(self, name: str):
+        super().__init__()
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return x
+
+
+def learns(network: torch.nn.Module | None) -> bool:
+    """Whether a network has anything to train (MMIRN has not with layer 0 alone)."""
+    return network is not None and any(True for _ in network.parameters())
 
 
 def as_they_are(images: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from utils.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 
-Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmirn", "no_adversarial", "one_generator"]
+Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmirn", "no_adversarial", "one_generator",
+                   "no_generators"]
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Settings(Switches):
     """
 
     method: str = "s2amsnet"
-    recipe: Literal["released", "paper"] = "released"
+    recipe: Literal["released", "paper", "robust"] = "released"
     ablate: list[Ablation] = field(default_factory=list)
     lr: float = 1e-3
     pro_dim: int = 128

@@ -21,7 +21,8 @@ VARIANTS = [{}, {"recipe": "paper"}, {"ablate": ["no_mmirn", "one_generator"]},
             {"ablate": ["no_mixing", "one_generator"]}, {"ablate": ["no_adversarial"]},
             {"ablate": ["no_adversarial", "no_mmirn"]}, {"ablate": ["no_spatial"]},
             {"generators": "split", "source_ce": "on"}, {"generators": "shared"}, {"contrast_layers": [7, 17]},
-            {"method": "erm"}, {"method": "erm_gain"}]
+            {"recipe": "robust"}, {"recipe": "robust", "ablate": ["no_generators"]}, {"method": "erm"},
+            {"method": "erm_gain"}]
 
 
 @pytest.mark.parametrize("patch_size, pro_dim", [(5, 16), (9, 13)])

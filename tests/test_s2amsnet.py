@@ -10,6 +10,7 @@ from conftest import batch, build, same_state
 from model.losses import kl_consistency, mutual_information
 from model.methods.base import frozen
 from model.mixing import mix
+from model.s2amsnet import learns
 from utils.errors import ConfigError
 
 
@@ -200,6 +201,12 @@ def test_ablations_take_their_part_away():
     assert all(p.grad.abs().sum() == 0 for n, p in method.generators.named_parameters() if n.endswith("fc.weight"))
     method, losses = losses_of("no_mmirn", "no_adversarial")
     assert all(p.grad is None for p in method.generators.parameters()) and losses["loss_max"] == 0
+    for recipe in ("paper", "robust"):
+        method, losses = losses_of("no_generators", recipe=recipe)
+        assert not learns(method.generators) and losses["loss_max"] == 0 and "mi" not in losses
+        noise, physics = method.draw_noise(x), method.draw_physics(x)
+        domains = method.generate(x, noise, method.draw_lambdas(len(x)), *physics)
+        assert torch.equal(domains["a"], x) == (recipe == "paper")         # in `robust` the physical branch is left
     method, losses = losses_of("no_mixing", "one_generator")
     assert "consistency_min" not in losses and "consistency_max" not in losses
 

@@ -77,9 +77,11 @@ def s2amsnet_step(task: Task, settings: Settings, batch: int, backend: str) -> K
     domains, source = len(names) * (1 if "no_mixing" in cut else 2), settings.source_ce == "on"
     at_once = backend == "reference" or settings.batchnorm_batches == "joint"
     together = domains + source if at_once else min(2, domains)
-    f_passes = domains * (1 if "no_adversarial" in cut else 2) + source
-    m_passes = 0 if "no_mmirn" in cut else 1 + len(names)
-    of_g, of_m = sum(generator(task, settings, name, backend) for name in names), m_passes * mmirn(task, settings)
+    still = "no_generators" in cut                                           # no max step
+    f_passes = domains * (1 if still or "no_adversarial" in cut else 2) + source
+    m_passes = 0 if still or "no_mmirn" in cut else 1 + len(names)
+    of_g = 0 if still else sum(generator(task, settings, name, backend) for name in names)
+    of_m = m_passes * mmirn(task, settings)
     of_domains = value_bytes(settings) * of_f * (SCRATCH * together + BACKWARD[backend])
     gradients = domains * task.bands * task.patch_size ** 2                  # of the loss, by each domain's pixels
     held = SCRATCH * 4 * (of_g + gradients) + max(of_domains, (SCRATCH + BACKWARD[backend]) * 4 * of_m)

@@ -114,6 +114,8 @@ def s2amsnet_step(task: Task, settings: Settings, batch: int) -> tuple[int, int]
     domains = len(names) * (1 if "no_mixing" in cut else 2)
     adversarial, mi, consistent = "no_adversarial" not in cut, "no_mmirn" not in cut, domains > 1
     judged = (domains + (settings.source_ce == "on")) * trained(classifier)
+    if "no_generators" in cut:                      # no max step
+        return batch * judged, 0
     if adversarial:
         judged += domains * (classifier.all + consistent * classifier.backward(weights=False, inputs=True))
     others = 0

@@ -225,6 +225,20 @@ def tensors_kept(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> Iterator[
 
 
 @contextmanager
+def statistics_frozen(network: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm's running statistics stay what they are, in training mode too."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+
+
+@contextmanager
 def statistics_in_order(network: nn.Module, order: Sequence[int]) -> Iterator[None]:
     """Running statistics as if the training passes inside had been made in another order: the i-th in place order[i].
 
