@@ -61,7 +61,7 @@ def train(argv: list[str]) -> RunFolder:
         score_run(run, method, data, state["selected"])
     except KeyboardInterrupt:
         run.update_run(status="interrupted")
-        log.warning("Interrupted. All finished epochs are saved; go on with: python main.py --resume %s", run.path)
+        log.warning("Interrupted. Epoch %d is saved; go on with: python main.py --resume %s", state["epoch"], run.path)
         raise
     except NonFiniteLossError as error:
         run.update_run(status="failed", error=str(error))

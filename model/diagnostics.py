@@ -50,7 +50,8 @@ def pulls_on_domains(method: S2AMSnet, x: Tensor, domains: dict[str, Tensor]) ->
 
 
 def of_classifier(classifier: nn.Module, domains: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
-    """ce_<domain>: cross-entropy (nats) in evaluation mode, as at test time, on each domain [N, B, P, P], y [N]."""
+    """ce_<domain>: cross-entropy (nats) in evaluation mode on each domain [N, B, P, P], y [N]; of the network that
+    trains, with its running statistics (weight_averaging and batchnorm_statistics 'source' evaluate another one)."""
     classifier.eval()
     with torch.inference_mode(), uncompiled():
         return {f"ce_{name}": functional.cross_entropy(classifier(image), y) for name, image in domains.items()}

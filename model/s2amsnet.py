@@ -17,7 +17,8 @@ from torch.nn import functional
 from model import diagnostics
 from model.generator import NOISE_DIM, STAGES, Generator
 from model.graphs import uncompiled
-from model.losses import js_consistency, kl_consistency, mutual_information, mutual_information_sum, released_consistency
+from model.losses import (js_consistency, kl_consistency, mutual_information, mutual_information_sum,
+                          released_consistency)
 from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, recordable, seeded_initialisation,
                                 statistics_frozen, statistics_in_order)
 from model.mixing import draw_lambda, mix
@@ -53,7 +54,8 @@ class S2AMSnet(Method):
             self.mmirn = None if "no_mmirn" in cut else MMIRN(task.bands, settings.contrast_layers,
                                                               settings.mmirn_filters)
         self.min_optimiser = self.add_optimiser("discriminator", self.discriminator)
-        self.generator_optimiser = self.add_optimiser("generators", self.generators) if learns(self.generators) else None
+        trained = learns(self.generators)
+        self.generator_optimiser = self.add_optimiser("generators", self.generators) if trained else None
         self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if learns(self.mmirn) else None
 
     def _build_generator(self, name: str) -> Generator:
@@ -95,17 +97,17 @@ class S2AMSnet(Method):
         return self.noise_scale * torch.randn(shape, generator=self.streams.noise, device=x.device)
 
     def draw_lambdas(self, n: int) -> Tensor:
-        """λ ~ Beta(β, β) per generator, [generators], or per sample of n too, [generators, n]: float64, so that 1 − λ is
-        exact before it meets the patches."""
+        """λ ~ Beta(β, β) per generator, [generators], or per sample of n too, [generators, n]: float64, so that a batch's
+        1 − λ is exact before it meets the patches."""
         samples = n if self.settings.mixing_weights == "sample" else None
         return torch.tensor(np.array([draw_lambda(self.streams.mixing, self.settings.beta, samples)
                                       for _ in self.names]))
 
-    def draw_physics(self, x: Tensor) -> list[Tensor]:
+    def draw_physics(self, x: Tensor, rng: torch.Generator | None = None) -> list[Tensor]:
         """The physical branch's draws, stacked over the generators; nothing where there is no such branch."""
         if self.physical is None:
             return []
-        drawn = [self.physical.draw(len(x), x.shape[1], self.streams.gain) for _ in self.names]
+        drawn = [self.physical.draw(len(x), x.shape[1], rng or self.streams.gain) for _ in self.names]
         return [torch.stack(each) for each in zip(*drawn)]
 
     def generate(self, x: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float], *physics: Tensor
@@ -244,10 +246,11 @@ class S2AMSnet(Method):
 
     def diagnostics(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """The classifier's (see Method), on the generated domains too; and gradients on the generators and distance of
-        the generated domains from x (model/diagnostics.py), with fixed noise and λ = ½."""
+        the generated domains from x (model/diagnostics.py), with fixed draws and λ = ½."""
         with buffers_kept(self), uncompiled():
             self.train()
-            domains = self.generate(x, diagnostics.fixed_noise(self, len(x)), [0.5] * len(self.names))
+            physics = self.draw_physics(x, torch.Generator(x.device).manual_seed(0))
+            domains = self.generate(x, diagnostics.fixed_noise(self, len(x)), [0.5] * len(self.names), *physics)
             found = diagnostics.of_generators(self, x, domains)
         found |= diagnostics.of_classifier(self.discriminator, {n: image.detach() for n, image in domains.items()}, y)
         return super().diagnostics(x, y) | as_floats(found)

@@ -18,7 +18,7 @@ Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmi
 
 @dataclass
 class Switches:
-    """The differences between the paper's text and its released code.
+    """What a recipe decides: the differences between the paper's text and its released code, and our own changes.
 
     Args:
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
@@ -29,8 +29,8 @@ class Switches:
             preprocessed spectrum is.
         gain_branch: above 0, generators get patches under a smooth random spectral gain, the standard deviation of whose
             logarithm is uniform from 0 to this.
-        admixture_branch: above 0, generators get patches with a foreign spectrum mixed in, its share uniform from 0 to
-            this.
+        admixture_branch: above 0, generators get patches with another patch's centre spectrum mixed in, from 0 to this
+            many parts of it (uniform) to one part of the patch.
         mixing_weights: one λ per 'batch' and generator, or per 'sample'.
         consistency: KL divergence from log-softmax ('kl'), the released code's bounded term ('released'), or the
             Jensen–Shannon divergence ('js').
@@ -38,7 +38,7 @@ class Switches:
         mmirn_gradients: MMIRN's gradients are 'zeroed' every batch or 'accumulated' over the whole training.
         contrast_features: L2-'normalised' features (cosine similarity) or 'raw' dot products in the MI term.
         contrast_layers: layers of MMIRN whose features the MI term compares (the released code's name: nce_layers).
-        generators: 'full' (two networks, both branches), 'split' (a spectral, b spatial), 'shared' (one, called twice).
+        generators: 'full' (two networks, both branches), 'split' (a spectral, b spatial), 'shared' (one called twice).
         source_ce: 'on' adds the cross-entropy of the source patches themselves to the min step.
         consistency_weight: weight of the consistency term in both steps.
         adversarial_weight: a further weight of the consistency term in the max step alone.
@@ -126,7 +126,8 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) <= 0:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
-    for name in ("gain_branch", "admixture_branch"):
+    for name in ("gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight",
+                 "source_weight"):
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:

@@ -30,9 +30,10 @@ def apply_gain(x: Tensor, gain: Tensor) -> Tensor:
 
 
 def admix(x: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-    """Mix a foreign spectrum into each patch: x + share·s, s the centre spectrum of patch number `partner`.
+    """Mix another patch's spectrum into each patch: x + share·s, s the centre spectrum of patch number `partner`; the
+    foreign part of the mixture is share / (1 + share).
 
-    [N, B, P, P], [N] int64, [N] -> [N, B, P, P]; brighter by up to 1 + share, so unit spectra want `unit_spectra` after it.
+    [N, B, P, P], [N] int64, [N] -> [N, B, P, P]; brighter by up to 1 + share, so `unit_spectra` should come after it.
     """
     middle = x.shape[-1] // 2
     return x + share[:, None, None, None] * x[partner, :, middle, middle][:, :, None, None]
@@ -41,7 +42,7 @@ def admix(x: Tensor, partner: Tensor, share: Tensor) -> Tensor:
 def unit_spectra(x: Tensor) -> Tensor:
     """What a spectrum can be after preprocessing: negative values become 0, then every pixel of [N, B, P, P] gets unit
     L2 norm; one without a positive value stays zero, and passes no gradient on."""
-    positive = x.clamp_min(0)
+    positive = x.relu()
     square = positive.square().sum(1, keepdim=True)
     return positive * square.clamp_min(torch.finfo(x.dtype).eps ** 2).rsqrt()
 
@@ -49,8 +50,8 @@ def unit_spectra(x: Tensor) -> Tensor:
 class PhysicalBranch:
     """What light, calibration and mixed pixels do to a patch, at random: a generator's third branch, nothing learnt.
 
-    A foreign spectrum of the batch is mixed into the patch (soil between plants, dust on a roof), with a share
-    ~ U(0, admixture); then comes a smooth gain whose standard deviation is ~ U(0, gain) per patch.  Spectra come out
+    Another patch's centre spectrum is mixed into the patch (soil between plants, dust on a roof), U(0, admixture) parts
+    of it to one part of the patch; then comes a smooth gain whose standard deviation is ~ U(0, gain) per patch.  Spectra come out
     with unit norm.
     """
 

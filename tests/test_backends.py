@@ -16,7 +16,8 @@ PAPER_SIZES = {"pro_dim": 128, "GIN_ch": 24, "bands": 48, "patch_size": 7}      
 VARIANTS = [{}, {"recipe": "paper"}, PAPER_SIZES, {"source_ce": "on"}, {"generators": "shared"},
             {"generators": "split"}, {"ablate": ["one_generator"]}, {"ablate": ["no_mixing"]},
             {"ablate": ["no_mixing", "one_generator"]}, {"ablate": ["no_adversarial"]}, {"ablate": ["no_mmirn"]},
-            {"ablate": ["no_adversarial", "no_mmirn"]}, {"recipe": "paper", "consistency_weight": 0.3, "mi_weight": 2.0}]
+            {"ablate": ["no_adversarial", "no_mmirn"]}, {"recipe": "paper", "consistency_weight": 0.3, "mi_weight": 2.0},
+            {"recipe": "robust"}]
 
 
 def relative(ours, theirs):

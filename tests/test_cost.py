@@ -84,7 +84,6 @@ def test_memory_of_a_step(n, patch_size, pro_dim, backend, entries):
         estimate, taken = fresh.submit(memory_of_a_step, n, patch_size, pro_dim, backend, entries).result()
     if taken is None:
         pytest.skip("this system does not tell the peak of a part of a process")
-    print(estimate/taken)
     assert estimate == pytest.approx(taken, rel=0.3)
 
 
@@ -108,6 +107,8 @@ def test_seconds_follow_from_operations_values_and_passes(monkeypatch):
     assert found.epoch == pytest.approx(11 * step)                       # the diagnostics count as a step
     evaluated = cost.estimate(chosen, task, 64, 10, 1000, CPU)
     assert evaluated.step == found.step
+    seldom = cost.estimate(chosen, task, 64, 10, 1000, CPU, interval=5)
+    assert 5 * (seldom.epoch - 10 * step) == pytest.approx(evaluated.epoch - 10 * step)
     assert evaluated.epoch > found.epoch + 1000 * flops.discriminator(task, chosen).all / 1e9
 
 

@@ -9,10 +9,11 @@ from torch.nn import functional
 from conftest import batch, build, same_state
 from model import diagnostics
 
-NORMS = {f"stages.{i}.{name}" for i in range(3) for name in ("spectral_norm", "spatial_norm", "spectral.involution.conv1.bn")}
+NORMS = {f"stages.{i}.{name}" for i in range(3)
+         for name in ("spectral_norm", "spatial_norm", "spectral.involution.conv1.bn")}
 
 
-@pytest.mark.parametrize("entries", [{"recipe": "released"}, {"recipe": "paper"}, {"method": "erm"},
+@pytest.mark.parametrize("entries", [{"recipe": "released"}, {"recipe": "paper"}, {"recipe": "robust"}, {"method": "erm"},
                                      {"recipe": "paper", "ablate": ["no_adversarial", "no_mmirn", "one_generator"]}],
                          ids=str)
 def test_they_leave_no_trace(entries):

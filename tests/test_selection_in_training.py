@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 import main
 from conftest import same_state
 from datasets.perturb import VIEWS
 from datasets.writers import write_mat_v5
+from model.s2amsnet import S2AMSnet
 from utils import checkpoint, scoring
 from utils.assembly import UNLABELLED_PIXELS, load_data
 from utils.config import parse_train
@@ -143,7 +145,10 @@ def test_a_run_older_than_the_rule_is_still_read_and_resumed(pair, tmp_path):
 
 def make_old(run):
     """Take out of a run's files what a program without the rule did not write."""
-    saved = checkpoint.load(run.checkpoint)
+    saved, config = checkpoint.load(run.checkpoint), yaml.safe_load(run.config.read_text())
+    for name in ("gain_branch", "batchnorm_batches", "lr_schedule", "weight_averaging", "eval_interval"):
+        del saved["config"][name], config[name]
+    run.config.write_text(yaml.safe_dump(config))
     del saved["state"]["selected"]["shifted-source"]
     for entry in saved["state"]["selected"].values():
         del entry["shifted_source"]
@@ -176,3 +181,29 @@ def test_evaluations_may_be_epochs_apart(pair, tmp_path):
     assert some[0]["losses"]["ce"] == pytest.approx((every[0]["losses"]["ce"] + every[1]["losses"]["ce"]) / 2)
     first, second = (checkpoint.load(run.checkpoint)["method"] for run in (often, seldom))
     assert same_state(first, second)
+
+
+def test_a_robust_run_interrupted_between_evaluations_goes_on_as_if_nothing_had_happened(pair, tmp_path, monkeypatch):
+    words, plain, calls = ["--recipe", "robust", "--max_epoch", "5", "--eval_interval", "2"], S2AMSnet.update, []
+    whole = pair.run(*words, save_path=tmp_path / "whole")
+    steps = whole.records(whole.epochs)[0]["steps"]
+
+    def breaking(self, x, y):
+        calls.append(1)
+        if len(calls) == 3 * steps + 2:
+            raise KeyboardInterrupt
+        return plain(self, x, y)
+
+    monkeypatch.setattr(S2AMSnet, "update", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        pair.run(*words, save_path=tmp_path / "broken")
+    monkeypatch.setattr(S2AMSnet, "update", plain)
+    folder = next((tmp_path / "broken").iterdir())
+    assert checkpoint.load(folder / "checkpoint.pt")["state"]["epoch"] == 2
+    resumed = main.train(["--resume", str(folder)])
+    ours, theirs = (checkpoint.load(run.checkpoint) for run in (resumed, whole))
+    assert same_state(ours["method"], theirs["method"]) and same_state(ours["streams"], theirs["streams"])
+    assert same_state(ours["state"]["selected"], theirs["state"]["selected"])
+    assert resumed.records(resumed.diagnostics) == whole.records(whole.diagnostics)
+    with pytest.raises(CheckpointError, match="cannot change max_epoch"):
+        main.train(["--resume", str(folder), "--max_epoch", "9"])

@@ -69,3 +69,17 @@ def test_targets_that_would_have_changed_the_training_are_refused(pair, other, s
     write_scene(pair.folder, scenes[1], "field", write_mat_v5)
     with pytest.raises(ConfigError, match="other files"):
         transfer(run, str(other))
+
+
+def test_a_moved_run_is_scored_where_it_lies_and_a_run_of_its_own_is_left_alone(pair, other, tmp_path):
+    run = pair.run("--method", "erm", "--max_epoch", "1", save_path=tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    run = RunFolder(tmp_path / "moved" / run.path.name)
+    made = transfer(run, str(other))
+    assert made.path.parent == run.path.parent
+    about = {name: value for name, value in made.read_run().items() if name != "trained_in"}
+    made.run.write_text(json.dumps(about | {"status": "interrupted"}))
+    with pytest.raises(ConfigError, match="a run of its own"):
+        transfer(run, str(other))
+    with pytest.raises(ConfigError, match="scored on these files already"):
+        transfer(run, severity=2.0)

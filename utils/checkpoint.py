@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from utils.config import FREE_ON_RESUME, TrainConfig, to_dict
+from utils.config import FREE_ON_RESUME, TrainConfig, to_dict, with_defaults
 from utils.errors import CheckpointError
 
 
@@ -49,9 +49,8 @@ def configuration(config: TrainConfig) -> dict[str, Any]:
 
 def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
     """Raise CheckpointError where a checkpoint was written under other settings; it names them."""
-    ours = configuration(config)
-    different = [f"{name} ({saved.get(name)} there, {ours.get(name)} here)" for name in sorted(saved.keys() | ours.keys())
-                 if saved.get(name) != ours.get(name)]
+    ours, saved = configuration(config), with_defaults(saved)
+    different = [f"{name} ({saved[name]} there, {value} here)" for name, value in sorted(ours.items()) if saved[name] != value]
     if different:
         raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}.")
 

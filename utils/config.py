@@ -17,7 +17,7 @@ from utils.errors import CheckpointError, ConfigError
 
 RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
-FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # these two say only where a run ends
+FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only at a constant lr
 
 
 @dataclass
@@ -58,9 +58,9 @@ class TrainConfig(Settings):
         flip_augmentation: flip half the patches.
         radiation_augmentation: multiply half the patches by 0.9 to 1.1 and add noise.
         mixture_augmentation: mix half the patches with another one of the same class and add noise.
-        oracle: also score the target after every epoch, into a record of its own; never used for training.
-        validators: also record the label-free validators entropy, IM and SND after every epoch, into a record of their
-            own. They use unlabelled target; never used for training or selection.
+        oracle: also score the target at every evaluation, into a record of its own; never used for training.
+        validators: also record the label-free validators entropy, IM and SND at every evaluation, into a record of
+            their own. They use unlabelled target; never used for training or selection.
         tensorboard: also write TensorBoard curves.
         simulation: the embedded simulated pair.
     """
@@ -120,12 +120,20 @@ def parse_train(argv: list[str], description: str | None = None) -> TrainConfig:
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
     original = check(parse_command(TrainConfig, ["--config", str(saved)]))
     config = check(parse_command(TrainConfig, ["--config", str(saved), *argv]))
-    changed = [entry.name for entry in fields(config) if entry.name not in FREE_ON_RESUME
-               and getattr(config, entry.name) != getattr(original, entry.name)]
+    free = FREE_ON_RESUME - (set() if original.lr_schedule == "constant" else {"max_epoch"})
+    changed = [entry.name for entry in fields(config)
+               if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
     if changed:
         raise CheckpointError(f"--resume {config.resume} cannot change {', '.join(changed)}; start a new run for that. "
-                              f"Free to change: {', '.join(sorted(FREE_ON_RESUME - {'resume'}))}.")
+                              f"Free to change: {', '.join(sorted(free - {'resume'}))}.")
     return config
+
+
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a run recorded them, completed with what is missing in those of an older program: the recipe's
+    switches, and the defaults of everything else."""
+    defaults = to_dict(TrainConfig())
+    return defaults | recipe_switches(values.get("recipe", defaults["recipe"])) | values
 
 
 def other_recipe(config: TrainConfig, argv: list[str]) -> TrainConfig:

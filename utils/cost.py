@@ -38,7 +38,7 @@ FORWARD = 1 / 3                                           # of a pass with its b
 
 OPERATIONS = {"s2amsnet": flops.s2amsnet_step, "erm": flops.erm_step, "erm_gain": flops.erm_step}
 KEPT = {"s2amsnet": activations.s2amsnet_step, "erm": activations.erm_step, "erm_gain": activations.erm_step}
-DIAGNOSED = {"s2amsnet"}  # whose diagnostics take about as long as a step, once an epoch
+DIAGNOSED = {"s2amsnet"}  # whose diagnostics take about as long as a step, once per evaluation
 
 NARROWEST = 32            # below, a convolution's own overhead would stand for that of everything else
 TINY = 2e9                # operations of one measured convolution at most
@@ -65,15 +65,16 @@ def announce(config: TrainConfig, data: Data, device: torch.device, epochs: int)
     predicted = len(data.val) + len(VIEWS) * len(data.shifted) + (len(data.test) if config.oracle else 0) \
         + (len(data.unlabelled) if data.unlabelled else 0)
     steps, free = data.train.epoch_length(config.batch_size), free_memory(device)
-    found = estimate(config, data.task, config.batch_size, steps, predicted, device)
+    found = estimate(config, data.task, config.batch_size, steps, predicted, device, config.eval_interval)
     log.info("Estimate: %s", describe(found, epochs, free))
     if free is not None and found.memory > free:
         log.warning("Memory will not do: the run needs about %s, and %s is free. A smaller --batch_size, --patch_size "
                     "or --pro_dim takes less.", size(found.memory), size(free))
 
 
-def estimate(settings: Settings, task: Task, batch: int, steps: int, predicted: int, device: torch.device) -> Estimate:
-    """Of a run with so many steps and so many patches to predict per epoch."""
+def estimate(settings: Settings, task: Task, batch: int, steps: int, predicted: int, device: torch.device,
+             interval: int = 1) -> Estimate:
+    """Of a run with so many steps per epoch and so many patches to predict every `interval` epochs."""
     backend = resolve_backend(settings.backend, device)
     weight, kept = WEIGHT[backend], KEPT[settings.method](task, settings, batch, backend)
     of_classifier, of_others = OPERATIONS[settings.method](task, settings, batch)
@@ -84,7 +85,7 @@ def estimate(settings: Settings, task: Task, batch: int, steps: int, predicted: 
     step += OVERHEAD * kept.passes
     values = activations.discriminator(task, settings, backend)
     patch = (flops.discriminator(task, settings).all + FORWARD * weight * values) / judging
-    epoch = (steps + (settings.method in DIAGNOSED)) * step + predicted * patch
+    epoch = steps * step + ((settings.method in DIAGNOSED) * step + predicted * patch) / interval
     memory = max(kept.held, activations.prediction(task, settings, min(predicted, BATCH), backend))
     return Estimate(step, epoch, memory)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.settings import Settings, flipped_switches
-from utils.config import WITHOUT_EFFECT, TrainConfig, to_dict, to_yaml
+from utils.config import WITHOUT_EFFECT, TrainConfig, to_dict, to_yaml, with_defaults
 from utils.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -139,9 +139,11 @@ def run_name(config: TrainConfig) -> str:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Eight hex digits of the resolved settings, without those that cannot change a result or are off (null): so a
-    new setting leaves the names of runs without it as they were."""
-    kept = {name: value for name, value in to_dict(config).items() if name not in WITHOUT_EFFECT and value is not None}
+    """Eight hex digits of the settings that differ from the recipe's and the defaults, without those that cannot change
+    a result: so a setting that a later program adds leaves the names of runs without it as they were."""
+    usual = with_defaults({"recipe": config.recipe})
+    kept = {name: value for name, value in to_dict(config).items()
+            if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual[name])}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from scipy.stats import spearmanr
 
+from utils.config import with_defaults
 from utils.errors import UserError
 from utils.metrics import constant_answer, scores
 from utils.records import RunFolder, find_runs
@@ -89,8 +90,9 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
 
 def _place(run: RunFolder) -> dict[str, Any]:
     """What a run is: pair, data (digest), simulation, method (label), setting (the rest, as JSON), seed, finished."""
-    about, config = run.read_run(), yaml.safe_load(run.config.read_text())
-    setting = {name: value for name, value in config.items() if name not in NO_SETTING | {"simulation"} and value is not None}
+    about, config = run.read_run(), with_defaults(yaml.safe_load(run.config.read_text()))
+    setting = {name: value for name, value in config.items()
+               if name not in NO_SETTING | {"simulation"} and value is not None}
     digest = hashlib.sha256(json.dumps(sorted(about["sha256"].values())).encode()).hexdigest()[:8]
     return {"pair": f"{about['source']} → {about['target'] or MISSING}", "data": digest,
             "simulation": config.get("simulation") or {}, "method": about["label"],

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from utils.config import WITHOUT_EFFECT
+from utils.config import WITHOUT_EFFECT, with_defaults
 from utils.errors import UserError
 from utils.records import RunFolder, find_runs, write_text
 
@@ -102,7 +102,7 @@ class _Found:
 
 
 def _run_rows(run: RunFolder) -> _Found:
-    about, config = run.read_run(), yaml.safe_load(run.config.read_text())
+    about, config = run.read_run(), with_defaults(yaml.safe_load(run.config.read_text()))
     settings = {name: value for name, value in config.items() if name not in NO_SETTING and value is not None}
     data = hashlib.sha256(json.dumps(about["sha256"], sort_keys=True).encode()).hexdigest()[:8]
     setting = json.dumps(settings | {"data": data}, sort_keys=True)
@@ -154,7 +154,8 @@ def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
     several = runs["pair"].nunique() > 1
     for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
         run, name = RunFolder(folder), f"{pair}, {name}" if several else name
-        records = [record for record in run.records(run.diagnostics) if any(name.startswith("gradient") for name in record)]
+        records = [record for record in run.records(run.diagnostics)
+                   if any(name.startswith("gradient") for name in record)]
         if records:
             rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
                                                                                 ("end", records[-1]))]

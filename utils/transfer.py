@@ -34,23 +34,27 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     """
     original = parse_train(["--config", str(run.config)])
     config = _changed(original, target_name, severity, data_path)
-    made = RunFolder(Path(config.save_path) / run_name(config))
+    config.save_path = str(run.path.parent)
+    made = RunFolder(run.path.parent / run_name(config))
     if made.read_run().get("status") == "done":
         return None
+    if made.checkpoint.exists() and "trained_in" not in made.read_run():
+        raise ConfigError(f"{made.path} is a run of its own, unfinished. Go on with it: --resume {made.path}, or delete it.")
     device = choose_device(config.gpu)
     data = load_data(config, device, Streams(config.seed, device).split)
     saved = checkpoint.load(run.checkpoint)
     _check_training(run, config, data, saved["data"])
     made.path.mkdir(parents=True, exist_ok=True)
     made.write_config(config)
-    for records in (run.epochs, run.diagnostics):
+    for records in filter(Path.exists, (run.epochs, run.diagnostics)):
         shutil.copyfile(records, made.path / records.name)
+    made.update_run(trained_in=run.path.name)
     checkpoint.save(made.checkpoint, saved | {"config": checkpoint.configuration(config), "data": data.sha256})
     about = run.read_run()
     made.begin(config, data, environment(device, backend_of(config, device)))
     method = build_method(config, data.task, Streams(config.seed, device), device)
     score_run(made, method, data, saved["state"]["selected"])
-    made.update_run(status="done", trained_in=run.path.name, **{name: about[name] for name in (
+    made.update_run(status="done", **{name: about[name] for name in (
         "seconds", "peak_memory_mib", "git", "versions", "command", "stopped_early") if name in about})
     return made
 
@@ -65,13 +69,15 @@ def _changed(original: TrainConfig, target_name: str | None, severity: float | N
     if severity is not None:
         config.simulation.severity = severity
     if (config.target_name, config.simulation) == (original.target_name, original.simulation):
-        raise ConfigError("The run has this target already; name another one (--target_name), or another severity of the "
-                          "simulated gap (--severity).")
+        raise ConfigError("The run has this target already; name another one (--target_name), or another severity of "
+                          "the simulated gap (--severity).")
     return check(config)
 
 
 def _check_training(run: RunFolder, config: TrainConfig, data: Data, saved: dict[str, str]) -> None:
     """Raise ConfigError where the run's training is not what it would be with the other target."""
+    if data.sha256 == saved:
+        raise ConfigError(f"{run.path} was scored on these files already; name another target.")
     if data.test is None:
         raise ConfigError(f"{data.target.name} has no labelled pixel to score; 'main.py predict' maps it.")
     changed = [name for name, digest in data.sha256.items() if name.startswith("source/") and saved.get(name) != digest]
@@ -80,5 +86,5 @@ def _check_training(run: RunFolder, config: TrainConfig, data: Data, saved: dict
     repeat = source_repeat(len(data.train) + len(data.val), run.read_run()["labelled_target_pixels"],
                            config.training_sample_ratio, config.re_ratio)
     if repeat != data.train.repeat:
-        raise ConfigError(f"With {data.target.name} the source's index list would be repeated {data.train.repeat} times, "
-                          f"not {repeat} times as in {run.path}: train a run of its own.")
+        raise ConfigError(f"With {data.target.name} the source's index list would be repeated {data.train.repeat} "
+                          f"times, not {repeat} times as in {run.path}: train a run of its own.")

@@ -226,7 +226,7 @@ def tensors_kept(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> Iterator[
 
 @contextmanager
 def statistics_frozen(network: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm's running statistics stay what they are, in training mode too."""
+    """Inside, BatchNorm's running statistics stay what they are, in training mode too (batches are still counted)."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
