@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def kl_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
-    """KL(softmax(z_aug) ‖ softmax(z_mix)), mean over the batch, from log-softmax.  Logits [N, K] twice -> scalar (nats).
+    """KL(softmax(z_aug) ‖ softmax(z_mix)), batch mean, from log-softmax.  Logits [N, K] twice -> scalar (nats).
 
     The paper's consistency term; zero for equal arguments, never negative, unbounded.
     """

@@ -12,7 +12,7 @@ def draw_lambda(rng: np.random.Generator, beta: float, n: int | None = None) -> 
 
 
 def mix(generated: Tensor, source: Tensor, lam: float | Tensor) -> Tensor:
-    """x̂^mix = λ x̂ + (1 − λ) x, shapes [N, B, P, P]; λ a number, a tensor without dimensions, or one per sample [N]."""
+    """x̂^mix = λ x̂ + (1 − λ) x, shapes [N, B, P, P]; λ a number, a tensor without dimensions or one per sample [N]."""
     if isinstance(lam, Tensor) and lam.dim():
         lam = lam.to(source)[:, None, None, None]
     return lam * generated + (1 - lam) * source

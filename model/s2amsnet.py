@@ -97,8 +97,8 @@ class S2AMSnet(Method):
         return self.noise_scale * torch.randn(shape, generator=self.streams.noise, device=x.device)
 
     def draw_lambdas(self, n: int) -> Tensor:
-        """λ ~ Beta(β, β) per generator, [generators], or per sample of n too, [generators, n]: float64, so that a batch's
-        1 − λ is exact before it meets the patches."""
+        """λ ~ Beta(β, β) per generator, [generators], or per sample of n too, [generators, n]: float64, so that a
+        batch's 1 − λ is exact before it meets the patches."""
         samples = n if self.settings.mixing_weights == "sample" else None
         return torch.tensor(np.array([draw_lambda(self.streams.mixing, self.settings.beta, samples)
                                       for _ in self.names]))
@@ -214,7 +214,7 @@ class S2AMSnet(Method):
         return sum(terms) if terms else None
 
     def classify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch, whose statistics they share."""
+        """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch, which shares its statistics."""
         if not self.joint:
             return {name: self.discriminator(image) for name, image in images.items()}
         return dict(zip(images, self.discriminator(torch.cat(list(images.values()))).chunk(len(images))))

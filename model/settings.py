@@ -27,8 +27,8 @@ class Switches:
             the input ('identity').
         generated_spectra: generated and mixed spectra are left 'free', or made non-negative and of 'unit' norm as every
             preprocessed spectrum is.
-        gain_branch: above 0, generators get patches under a smooth random spectral gain, the standard deviation of whose
-            logarithm is uniform from 0 to this.
+        gain_branch: above 0, generators get patches under a smooth random spectral gain, the standard deviation of
+            whose logarithm is uniform from 0 to this.
         admixture_branch: above 0, generators get patches with another patch's centre spectrum mixed in, from 0 to this
             many parts of it (uniform) to one part of the patch.
         mixing_weights: one λ per 'batch' and generator, or per 'sample'.

@@ -51,8 +51,8 @@ class PhysicalBranch:
     """What light, calibration and mixed pixels do to a patch, at random: a generator's third branch, nothing learnt.
 
     Another patch's centre spectrum is mixed into the patch (soil between plants, dust on a roof), U(0, admixture) parts
-    of it to one part of the patch; then comes a smooth gain whose standard deviation is ~ U(0, gain) per patch.  Spectra come out
-    with unit norm.
+    of it to one part of the patch; then comes a smooth gain whose standard deviation is ~ U(0, gain) per patch.  Spectra
+    come out with unit norm.
     """
 
     def __init__(self, gain: float, admixture: float):

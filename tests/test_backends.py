@@ -17,7 +17,8 @@ VARIANTS = [{}, {"recipe": "paper"}, PAPER_SIZES, {"source_ce": "on"}, {"generat
             {"generators": "split"}, {"ablate": ["one_generator"]}, {"ablate": ["no_mixing"]},
             {"ablate": ["no_mixing", "one_generator"]}, {"ablate": ["no_adversarial"]}, {"ablate": ["no_mmirn"]},
             {"ablate": ["no_adversarial", "no_mmirn"]}, {"recipe": "paper", "consistency_weight": 0.3, "mi_weight": 2.0},
-            {"recipe": "robust"}]
+            # the initialisation of `robust` itself puts one ReLU of seed 0 within rounding of its kink
+            {"recipe": "robust", "generator_init": "default"}]
 
 
 def relative(ours, theirs):

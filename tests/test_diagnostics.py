@@ -1,4 +1,4 @@
-"""The look inside training: gradients, distances, fit of BatchNorm and cross-entropy per domain, against direct ones."""
+"""The look inside training: gradients, distances, fit of BatchNorm, cross-entropy per domain, against direct ones."""
 
 import copy
 
@@ -13,7 +13,8 @@ NORMS = {f"stages.{i}.{name}" for i in range(3)
          for name in ("spectral_norm", "spatial_norm", "spectral.involution.conv1.bn")}
 
 
-@pytest.mark.parametrize("entries", [{"recipe": "released"}, {"recipe": "paper"}, {"recipe": "robust"}, {"method": "erm"},
+@pytest.mark.parametrize("entries", [{"recipe": "released"}, {"recipe": "paper"}, {"recipe": "robust"},
+                                     {"method": "erm"},
                                      {"recipe": "paper", "ablate": ["no_adversarial", "no_mmirn", "one_generator"]}],
                          ids=str)
 def test_they_leave_no_trace(entries):
@@ -50,8 +51,8 @@ def test_cross_entropy_is_that_of_evaluation_mode():
 
 
 def test_the_variance_ratio_tells_how_clean_patches_differ():
-    """One stage's norm in front of which nothing is normalised sees x through a convolution alone: its variance there is
-    a direct computation, and ten times larger patches have a hundred times its variance."""
+    """A norm in front of which nothing is normalised sees x through a convolution alone: its variance there is a direct
+    computation, and ten times larger patches have a hundred times its variance."""
     method, (x, y) = build(method="erm", backend="reference"), batch()
     stage = method.discriminator.stages[0]
     stage.spatial_norm.running_var.fill_(0.25)

@@ -14,9 +14,9 @@ from model.mixing import draw_lambda, mix
 from model.spectra import PhysicalBranch, admix, apply_gain, draw_log_gain, unit_spectra
 from utils.errors import ConfigError
 
-ALL = {"recipe": "paper", "source_ce": "on", "source_weight": 2.0, "generated_spectra": "unit", "gain_branch": 0.4, "admixture_branch": 0.8,
-       "generator_init": "identity", "mixing_weights": "sample", "consistency": "js", "adversarial_weight": 0.5,
-       "batchnorm_batches": "joint", "lr_schedule": "cosine", "weight_averaging": 0.9}
+ALL = {"recipe": "paper", "source_ce": "on", "source_weight": 2.0, "generated_spectra": "unit", "gain_branch": 0.4,
+       "admixture_branch": 0.8, "generator_init": "identity", "mixing_weights": "sample", "consistency": "js",
+       "adversarial_weight": 0.5, "batchnorm_batches": "joint", "lr_schedule": "cosine", "weight_averaging": 0.9}
 
 
 def generator(seed=0):

@@ -50,7 +50,8 @@ def configuration(config: TrainConfig) -> dict[str, Any]:
 def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
     """Raise CheckpointError where a checkpoint was written under other settings; it names them."""
     ours, saved = configuration(config), with_defaults(saved)
-    different = [f"{name} ({saved[name]} there, {value} here)" for name, value in sorted(ours.items()) if saved[name] != value]
+    different = [f"{name} ({saved[name]} there, {value} here)" for name, value in sorted(ours.items())
+                 if saved[name] != value]
     if different:
         raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}.")
 

@@ -39,7 +39,7 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     if made.read_run().get("status") == "done":
         return None
     if made.checkpoint.exists() and "trained_in" not in made.read_run():
-        raise ConfigError(f"{made.path} is a run of its own, unfinished. Go on with it: --resume {made.path}, or delete it.")
+        raise ConfigError(f"{made.path} is a run of its own, unfinished. Go on with it (--resume {made.path}) or delete it.")
     device = choose_device(config.gpu)
     data = load_data(config, device, Streams(config.seed, device).split)
     saved = checkpoint.load(run.checkpoint)

@@ -86,14 +86,14 @@ class Method(nn.Module):
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
         lr = self.settings.lr
         if self.settings.cuda_graph and self.settings.lr_schedule != "constant":
-            lr = torch.tensor(lr, device=self.streams.noise.device)               # a recorded step reads it at every replay
+            lr = torch.tensor(lr, device=self.streams.noise.device)         # a recorded step reads it at every replay
         self.optimisers[name] = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
                                                  capturable=self.settings.cuda_graph)
         return self.optimisers[name]
 
     def schedule(self, progress: float) -> None:
-        """Set the learning rates for what has been done of the run, 0..1: cosine lr·(1 + cos(π·progress))/2 from lr to 0
-        (Loshchilov & Hutter, ICLR 2017), or what they are."""
+        """Set the learning rates for what has been done of the run, 0..1: cosine lr·(1 + cos(π·progress))/2 from lr to
+        0 (Loshchilov & Hutter, ICLR 2017), or what they are."""
         if self.settings.lr_schedule == "constant":
             return
         rate = self.settings.lr * (1 + math.cos(math.pi * progress)) / 2
