@@ -65,4 +65,4 @@ class PhysicalBranch:
         return gains, torch.randperm(n, generator=rng, device=rng.device), self.admixture * share
 
     def __call__(self, x: Tensor, gains: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
-        return unit_spectra(apply_gain(admix(x, partners, shares), gains))
+        return unit_spectra(admix(x, partners, shares) * gains[:, :, None, None])

@@ -109,7 +109,7 @@ def test_the_physical_branch_draws_what_it_says():
 
 
 def test_the_physical_branch_changes_what_the_generators_see():
-    method, (x, y) = build(**ALL), batch()
+    method, (x, _) = build(**ALL), batch()
     noise, lambdas, physics = method.draw_noise(x), method.draw_lambdas(len(x)), method.draw_physics(x)
     gains, partners, shares = physics
     assert gains.shape == (2, len(x), 6) and partners.shape == shares.shape == (2, len(x))

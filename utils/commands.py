@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
@@ -159,6 +160,16 @@ def parity(words: list[str]) -> int:
     return 1 if failed else 0
 
 
+@contextmanager
+def _writing(what: str, out: Path) -> Iterator[None]:
+    """Make the folder; where it or what is written inside cannot be, raise ConfigError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(f"The {what} cannot be written to {out} ({error.strerror}). Choose another --out.") from error
+
+
 def tables(words: list[str]) -> None:
     """Print the tables of all finished runs below the given folders, and write them as Markdown (and the runs as CSV)."""
     parser = ArgumentParser(prog="main.py tables", description=tables.__doc__)
@@ -176,12 +187,9 @@ def tables(words: list[str]) -> None:
         "Gradients on the generators, geometric means over n seeds": table_maker.gradient_table(runs)}
     text = "\n\n".join(f"**{title}**\n\n{table_maker.markdown(table, 'method')}" for title, table in made.items())
     out = choice.out or Path(choice.runs[0])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _writing("tables", out):
         write_text(out / f"{choice.layout}.md", f"{text}\n\nMade by `python main.py tables {shlex.join(words)}`\n")
         write_text(out / "runs.csv", runs.drop(columns=["folder"]).to_csv(index=False))
-    except OSError as error:
-        raise ConfigError(f"The tables cannot be written to {out} ({error.strerror}). Choose another --out.") from error
     if choice.insert:
         table_maker.insert(choice.insert, f"{out.name}/{choice.layout}", text)
     print(text)
@@ -199,15 +207,12 @@ def study(words: list[str]) -> None:
     choice = parser.parse_args(words)
     points = study_maker.read(choice.runs)
     tables, out = study_maker.make_tables(points), choice.out or Path(choice.runs[0])
-    try:
+    with _writing("study's tables and figures", out):
         for name, (text, numbers) in tables.items():
-            out.mkdir(parents=True, exist_ok=True)
             write_text(out / f"{name}.md", f"{text}\n\nMade by `python main.py study {shlex.join(words)}`\n")
             write_text(out / f"{name}.csv", numbers.to_csv(index=False))
         for name, figure in study_figures.draw(points).items():
             figures.save(figure, out / f"{name}.png")
-    except OSError as error:
-        raise ConfigError(f"The study cannot be written to {out} ({error.strerror}). Choose another --out.") from error
     if choice.insert:
         study_maker.insert_tables(choice.insert, out.name, {name: text for name, (text, _) in tables.items()})
     print("\n\n".join(text for text, _ in tables.values()))

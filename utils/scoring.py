@@ -1,4 +1,4 @@
-"""Scores of a run: under perturbations after every epoch, when to stop early, and the end of a run, where the sealed
+"""Scores of a run: under perturbations at every evaluation, when to stop early, and the end of a run, where the sealed
 target is opened and every selection rule's weights are scored once."""
 
 from __future__ import annotations

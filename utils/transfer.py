@@ -8,7 +8,6 @@ made from these.
 from __future__ import annotations
 
 import copy
-import logging
 import shutil
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from utils.errors import ConfigError
 from utils.records import RunFolder, environment, run_name
 from utils.scoring import score_run
 from utils.seeding import Streams
-
-log = logging.getLogger(__name__)
-
 
 def transfer(run: RunFolder, target_name: str | None = None, severity: float | None = None,
              data_path: str | None = None) -> RunFolder | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -225,17 +225,22 @@ def tensors_kept(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> Iterator[
 
 
 @contextmanager
-def statistics_frozen(network: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm's running statistics stay what they are, in training mode too (batches are still counted)."""
+def momentum_set(network: nn.Module, momentum: float | None) -> Iterator[list[_BatchNorm]]:
+    """Inside, all BatchNorms of the network, which it gives, have this momentum (None = a cumulative average)."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    before = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum = momentum
     try:
-        yield
+        yield norms
     finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
+        for norm, value in zip(norms, before):
+            norm.momentum = value
+
+
+def statistics_frozen(network: nn.Module) -> AbstractContextManager:
+    """Inside, BatchNorm's running statistics stay what they are, in training mode too (batches are still counted)."""
+    return momentum_set(network, 0.0)
 
 
 @contextmanager
@@ -247,24 +252,20 @@ def statistics_in_order(network: nn.Module, order: Sequence[int]) -> Iterator[No
     if list(order) == sorted(order):
         yield
         return
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-    before, batches = [buffer.clone() for buffer in running], []
+    batches = []
 
     @torch.compiler.disable
     def keep(*_: Any) -> None:
         batches.append([buffer.clone() for buffer in running])
 
     hook = network.register_forward_hook(keep)
-    for norm in norms:
-        norm.momentum = 1.0             # leaves the batch's own statistics in the running ones
     try:
-        yield
+        with momentum_set(network, 1.0) as norms:             # leaves the batch's own statistics in the running ones
+            running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+            before = [buffer.clone() for buffer in running]
+            yield
     finally:
         hook.remove()
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
         for buffer, value in zip(running, before):
             buffer.copy_(value)
         for _, batch in sorted(zip(order, batches), key=lambda entry: entry[0]):
@@ -275,17 +276,12 @@ def statistics_in_order(network: nn.Module, order: Sequence[int]) -> Iterator[No
 
 def reestimate_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Set BatchNorm's running statistics to the plain averages over the batches (x [N, B, P, P], y [N])."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None            # PyTorch's word for a cumulative average
     network.train()
-    with torch.no_grad(), uncompiled():
+    with momentum_set(network, None) as norms, torch.no_grad(), uncompiled():
+        for norm in norms:
+            norm.reset_running_stats()
         for x, _ in batches:
             network(x)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
 
 
 def as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
