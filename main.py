@@ -45,7 +45,7 @@ def train(argv: list[str]) -> RunFolder:
     check_options(config, device)
     streams = Streams(config.seed, device)
     data = load_data(config, device, streams.split)
-    method = build_method(config, data.task, streams, device)
+    method = build_method(config, data.task, streams, device, data.adaptation)
     if config.resume:
         run = open_run(config.resume)
         state = restore(run, config, data, method, streams)
@@ -88,7 +88,7 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
             for x, y in data.train.batches(config.batch_size, streams.batches, streams.augmentation,
                                            augmentation(config)):                            # x [N,B,P,P], y [N]
                 done = state["epoch"] * steps + len(losses)
-                method.schedule(done / (config.max_epoch * steps))
+                method.schedule(done, steps, config.max_epoch)
                 losses.append(method.update(x, y))                                           # min step, then max step
                 check_finite(losses[-1], epoch, done + 1, state["epoch"])
                 curves.losses(losses[-1], done + 1)

@@ -97,6 +97,11 @@ class PatchSampler:
         for index in shuffled.split(batch_size):
             yield self._augmented(index, noise, augmentation), self.labels[index]
 
+    def draw(self, n: int, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
+        """n augmented samples, drawn with replacement: [n, B, P, P].  The generator is one on the cube's device."""
+        index = torch.randint(len(self), (n,), generator=rng, device=self.labels.device)
+        return self._augmented(index, rng, augmentation)
+
     def _augmented(self, index: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
         """The augmented patches of [N] sample numbers."""
         fused = FUSED.get(resolve_backend(self.backend, self.cube.device))

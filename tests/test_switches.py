@@ -149,8 +149,9 @@ def test_weights_of_the_terms():
 def test_the_schedule_is_a_cosine_or_nothing():
     method, constant = build(**ALL, lr=0.01), build(lr=0.01)
     for progress, rate in ((0.0, 0.01), (0.5, 0.005), (1.0, 0.0), (0.25, 0.01 * (1 + math.sqrt(0.5)) / 2)):
-        method.schedule(progress)
-        constant.schedule(progress)
+        for each in (method, constant):
+            each.schedule(int(8 * progress), 4, 2)
+            assert each.progress == progress
         assert {g["lr"] for o in constant.optimisers.values() for g in o.param_groups} == {0.01}
         for optimiser in method.optimisers.values():
             assert optimiser.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Data:
     val         held-out source pixels; `shifted` holds them (some of them, if many) under physical perturbations
     test        the labelled target pixels; None where there are none
     unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
+    adaptation  all target pixels that hold data, whatever their label, for a method that adapts to them; None for others
     """
 
     source: Scene
@@ -41,6 +43,7 @@ class Data:
     shifted: ShiftedSource
     test: PatchSampler | None
     unlabelled: PatchSampler | None
+    adaptation: PatchSampler | None
     patch_size: int
 
     @property
@@ -91,10 +94,12 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
              f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
-    unlabelled = None
-    if config.validators:
-        unlabelled = spread_sampler(target, test.cube if test else place(preprocess(target.cube), device), config)
-    return Data(source, target, train, val, ShiftedSource(val, source), test, unlabelled, config.patch_size)
+    unlabelled = adaptation = None
+    if config.validators or method_class(config.method).uses_target:
+        target_cube = test.cube if test else place(preprocess(target.cube), device)
+        unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
+        adaptation = spread_sampler(target, target_cube, config) if method_class(config.method).uses_target else None
+    return Data(source, target, train, val, ShiftedSource(val, source), test, unlabelled, adaptation, config.patch_size)
 
 
 def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
@@ -103,19 +108,26 @@ def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> Pa
                         config.backend)
 
 
-def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig) -> PatchSampler:
-    """A sampler of at most UNLABELLED_PIXELS pixels, evenly spread over all that hold data; it reads no label.
+def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig, most: int | None = None) -> PatchSampler:
+    """A sampler of all pixels that hold data, or at most so many, evenly spread over them; it reads no label, not even
+    which pixels have one.
 
     cube [B, H, W]: the preprocessed scene on the device.
     """
     centres = np.argwhere(scene.cube.any(axis=2))
-    index = np.linspace(0, len(centres) - 1, min(len(centres), UNLABELLED_PIXELS)).round().astype(np.int64)
-    return PatchSampler(cube, centres[index], np.zeros(len(index), np.int64), config.patch_size, config.backend)
+    if most is not None:
+        centres = centres[np.linspace(0, len(centres) - 1, min(len(centres), most)).round().astype(np.int64)]
+    return PatchSampler(cube, centres, np.zeros(len(centres), np.int64), config.patch_size, config.backend)
 
 
-def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device) -> Method:
-    """The method with freshly initialised networks on the device."""
-    return method_class(config.method)(task, config, streams).to(device)
+def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device,
+                 adaptation: PatchSampler | None = None) -> Method:
+    """The method with freshly initialised networks on the device.  One that adapts gets its target patches, augmented
+    as the source's are, from `adaptation`."""
+    method = method_class(config.method)(task, config, streams).to(device)
+    if adaptation is not None:
+        method.draw_target = partial(adaptation.draw, rng=streams.target, augmentation=augmentation(config))
+    return method
 
 
 def augmentation(config: TrainConfig) -> Augmentation:

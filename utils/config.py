@@ -17,7 +17,7 @@ from utils.errors import CheckpointError, ConfigError
 
 RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
-FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only at a constant lr
+FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
 
 
 @dataclass
@@ -46,7 +46,7 @@ class TrainConfig(Settings):
         resume: run folder to go on with; its own config is used.
         patch_size: side of the square patches, odd.
         batch_size: patches per step.
-        max_epoch: epochs to train.
+        max_epoch: epochs to train (methods that learn in a single pass: always 1).
         eval_interval: epochs between two evaluations, records and checkpoints; the last epoch always has them.
         patience: stop when the shifted-source score has not risen for so many epochs; null = train max_epoch epochs.
         training_sample_ratio: share of the labelled source pixels that train; the others are held out.
@@ -120,7 +120,8 @@ def parse_train(argv: list[str], description: str | None = None) -> TrainConfig:
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
     original = check(parse_command(TrainConfig, ["--config", str(saved)]))
     config = check(parse_command(TrainConfig, ["--config", str(saved), *argv]))
-    free = FREE_ON_RESUME - (set() if original.lr_schedule == "constant" else {"max_epoch"})
+    fixed_end = original.lr_schedule != "constant" or method_class(original.method).ramped
+    free = FREE_ON_RESUME - ({"max_epoch"} if fixed_end else set())
     changed = [entry.name for entry in fields(config)
                if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
     if changed:
@@ -151,8 +152,14 @@ def other_recipe(config: TrainConfig, argv: list[str]) -> TrainConfig:
 
 def check(config: TrainConfig) -> TrainConfig:
     """Resolve the recipe and refuse impossible values, by name."""
-    method_class(config.method)
+    method = method_class(config.method)
     resolve_switches(config)
+    if method.single_pass:
+        config.max_epoch = 1
+    if method.uses_target and config.target_name is None:
+        raise ConfigError(f"method '{config.method}' adapts to unlabelled target pixels, but there is no target_name.")
+    if (config.compile or config.cuda_graph) and not method.recorded:
+        raise ConfigError(f"method '{config.method}' cannot be compiled or recorded; leave --compile and --cuda_graph out.")
     if config.patch_size < MIN_PATCH or config.patch_size % 2 == 0:
         raise ConfigError(f"patch_size must be odd and at least {MIN_PATCH}, not {config.patch_size}: the classified "
                           "pixel is the patch's centre.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.patches import PatchSampler, place
+from model.discriminator import Discriminator
 from model.methods import Method
 from model.scan import Region, Scanner
 from utils.metrics import confusion_matrix
@@ -57,7 +58,7 @@ def classify(method: Method, sampler: PatchSampler) -> Tensor:
 
 def can_scan(method: Method) -> bool:
     """Whether the method's logits are those of its discriminator on the bare patch, as `Method.predict` has it."""
-    return type(method).predict is Method.predict
+    return type(method).predict is Method.predict and type(method.discriminator) is Discriminator
 
 
 # What a patch and the start of a scan are worth, in scanned pixels.  A patch: PATCH_BASE + PATCH_AREA·P², so the

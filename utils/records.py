@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from model.methods import method_class
 from model.settings import Settings, flipped_switches
 from utils.config import WITHOUT_EFFECT, TrainConfig, to_dict, to_yaml, with_defaults
 from utils.errors import CheckpointError, ConfigError
@@ -70,6 +71,7 @@ class RunFolder:
         self.update_run(status="running", error=None, stopped_early=None, label=run_label(config), seed=config.seed,
                         source=data.source.name, target=data.target and data.target.name,
                         classes=list(data.source.class_names), sha256=data.sha256,
+                        uses_target=method_class(config.method).uses_target,
                         labelled_target_pixels=len(data.test) if data.test else 0, **environment)
 
     def append(self, path: Path, record: dict[str, Any]) -> None:

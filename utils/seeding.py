@@ -7,9 +7,9 @@ import json
 import numpy as np
 import torch
 
-PURPOSES = ("split", "initialisation", "mixing", "batches", "augmentation", "noise", "gain")
+PURPOSES = ("split", "initialisation", "mixing", "batches", "augmentation", "noise", "gain", "target")
 _NUMPY = ("split", "initialisation", "mixing")    # scalar draws: shuffles, seeds, Beta-distributed lambdas
-_ON_DEVICE = ("augmentation", "noise", "gain")    # drawn where the patches lie
+_ON_DEVICE = ("augmentation", "noise", "gain", "target")     # drawn where the patches lie
 
 
 class Streams:
@@ -30,7 +30,8 @@ class Streams:
                 else getattr(self, purpose).get_state() for purpose in PURPOSES}
 
     def load_state_dict(self, state: dict[str, torch.Tensor | str]) -> None:
-        for purpose in PURPOSES:
+        """Set every generator's state; one that a checkpoint of an older program lacks stays as it is."""
+        for purpose in state:
             generator = getattr(self, purpose)
             if purpose in _NUMPY:
                 generator.bit_generator.state = json.loads(state[purpose])

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from datasets.patches import source_repeat
+from model.methods import method_class
 from utils import checkpoint
 from utils.assembly import Data, backend_of, build_method, choose_device, load_data
 from utils.config import TrainConfig, check, parse_train
@@ -72,6 +73,9 @@ def _changed(original: TrainConfig, target_name: str | None, severity: float | N
 
 def _check_training(run: RunFolder, config: TrainConfig, data: Data, saved: dict[str, str]) -> None:
     """Raise ConfigError where the run's training is not what it would be with the other target."""
+    if method_class(config.method).uses_target:
+        raise ConfigError(f"{run.path}: method '{config.method}' trained on the unlabelled target; for another target, "
+                          "train a run of its own.")
     if data.sha256 == saved:
         raise ConfigError(f"{run.path} was scored on these files already; name another target.")
     if data.test is None:

@@ -36,25 +36,42 @@ class Method(nn.Module):
 
     update   x [N, B, P, P], y [N] -> named losses of one training step
     predict  x [N, B, P, P] -> logits [N, K], evaluation mode
+
+    What a subclass says about itself:
+    uses_target  training sees patches of the target without their labels: `draw_target`, number -> [N, B, P, P]
+    ramped       what an update does depends on `progress`, the share of the run that is done
+    single_pass  everything is learnt in one epoch, and fitted when `evaluating` begins
+    recorded     the step is `recordable`: the options compile and cuda_graph work
     """
+
+    uses_target = False
+    ramped = False
+    single_pass = False
+    recorded = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__()
         self.task, self.settings, self.streams = task, settings, streams
         with seeded_initialisation(streams):
-            self.discriminator = Discriminator(task.bands, task.n_classes, task.patch_size, settings.pro_dim,
-                                               kernel_activation=settings.kernel_activation, backend=settings.backend,
-                                               precision=settings.precision)
-        self.averaged: Discriminator | None = None
+            self.discriminator = self.build_classifier()
+        self.progress = 0.0
+        self.draw_target: Callable[[int], Tensor] | None = None
+        self.averaged: nn.Module | None = None
         if settings.weight_averaging:
             self.averaged = copy.deepcopy(self.discriminator).requires_grad_(False)
             self.register_buffer("averaged_steps", torch.zeros((), dtype=torch.int64))
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.fast_step: FastStep | None = None            # with the options compile and cuda_graph
 
+    def build_classifier(self) -> nn.Module:
+        """The network that classifies, [N, B, P, P] -> logits [N, K]; `discriminator` from then on."""
+        s = self.settings
+        return Discriminator(self.task.bands, self.task.n_classes, self.task.patch_size, s.pro_dim,
+                             kernel_activation=s.kernel_activation, backend=s.backend, precision=s.precision)
+
     @property
     def device(self) -> torch.device:
-        return self.discriminator.head.bias.device
+        return self.streams.noise.device
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         raise NotImplementedError
@@ -91,12 +108,18 @@ class Method(nn.Module):
                                                  capturable=self.settings.cuda_graph)
         return self.optimisers[name]
 
-    def schedule(self, progress: float) -> None:
-        """Set the learning rates for what has been done of the run, 0..1: cosine lr·(1 + cos(π·progress))/2 from lr to
-        0 (Loshchilov & Hutter, ICLR 2017), or what they are."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of epoch number 0, 1, ..."""
+
+    def schedule(self, done: int, per_epoch: int, epochs: int) -> None:
+        """Called before every step, `done` of per_epoch·epochs being done.  Sets `progress`, 0..1, and the learning
+        rates: cosine lr·(1 + cos(π·progress))/2 from lr to 0 (Loshchilov & Hutter, ICLR 2017), or what they are."""
+        self.progress = done / (per_epoch * epochs)
+        if done % per_epoch == 0:
+            self.begin_epoch(done // per_epoch)
         if self.settings.lr_schedule == "constant":
             return
-        rate = self.settings.lr * (1 + math.cos(math.pi * progress)) / 2
+        rate = self.settings.lr * (1 + math.cos(math.pi * self.progress)) / 2
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 if isinstance(group["lr"], Tensor):
