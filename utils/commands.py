@@ -19,11 +19,13 @@ from datasets.prepare import prepare as prepare_pair
 from datasets.readers import DATA_ROOT
 from datasets.scene import Scene
 from datasets.writers import write_map
+from model.discriminator import Discriminator
 from utils import figures, parity as recorded, released, study as study_maker, study_figures, tables as table_maker
 from utils.assembly import read_scene, scene_sampler
 from utils.bench import bench
 from utils.config import parse_command, tidy
 from utils.errors import CheckpointError, ConfigError, UserError
+from utils.gallery import LAYOUTS, gallery
 from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of, map_scene
 from utils.records import find_runs, open_run, write_text
@@ -125,6 +127,9 @@ def export(words: list[str]) -> None:
     run = open_run(choice.run)
     path = choice.out or run.path / "best.pth"
     trained = load_run(run, choice.rule, gpu=-1)
+    if type(trained.method.discriminator) is not Discriminator:
+        raise ConfigError(f"{run.path}: method '{trained.config.method}' classifies with something else than the released "
+                          "code's discriminator; there is nothing to export.")
     try:
         released.export(path, trained.method.discriminator.state_dict())
     except OSError as error:
@@ -133,12 +138,23 @@ def export(words: list[str]) -> None:
 
 
 def draw(words: list[str]) -> None:
-    """Draw the figures of every finished run below the given folders."""
+    """Draw the figures of every finished run below the given folders, or (--layout) figures that compare them."""
     parser = ArgumentParser(prog="main.py figures", description=draw.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
     parser.add_argument("--gpu", type=Optional[int], default=None, help="CUDA device number; -1 = CPU; null = as the run")
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
+    parser.add_argument("--layout", choices=list(LAYOUTS), default=None,
+                        help="maps of all methods side by side; their features in the plane; scores over the severity "
+                             "of the simulated gap; every seed's score; null = every run's own figures, in its folder")
+    parser.add_argument("--out", type=Optional[Path], default=None,
+                        help="folder for the figures of --layout; default: the first folder given")
     choice = parser.parse_args(words)
+    if choice.layout:
+        with _writing("figures", out := choice.out or Path(choice.runs[0])):
+            for name, figure in gallery(choice.layout, choice.runs, choice.gpu, choice.data_path).items():
+                figures.save(figure, out / f"{name}.png")
+                print(out / f"{name}.png")
+        return
     finished = [run for run in find_runs(choice.runs) if run.read_run().get("status") == "done"]
     if not finished:
         raise UserError(f"No finished run below {', '.join(choice.runs)}.")

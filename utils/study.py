@@ -79,7 +79,7 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
         raise UserError(f"No run with a finished epoch below {', '.join(map(str, folders))}. Give run folders, or the "
                         "folder of a sweep (configs/sweep).")
     runs = pd.DataFrame([place for place, _ in found.values()])
-    runs["pair"] = _pairs(runs)
+    runs["pair"] = pair_names(runs)
     runs["name"] = named_settings(runs)
     points = pd.DataFrame([{**run, **epoch} for run, (_, epochs) in
                            zip(runs.drop(columns=["data", "simulation", "method", "setting"]).to_dict("records"),
@@ -125,8 +125,10 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     return flat | {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "steps"}
 
 
-def _pairs(runs: pd.DataFrame) -> pd.Series:
-    """The pairs' names; runs on different data are different pairs: told apart by the simulation, else by a digest."""
+def pair_names(runs: pd.DataFrame) -> pd.Series:
+    """The pairs' names; runs on different data are different pairs: told apart by the simulation, else by a digest.
+
+    runs: columns pair, data (digest), simulation (its settings)."""
     names = runs["pair"].copy()
     for _, of_pair in runs.groupby("pair"):
         if of_pair["data"].nunique() == 1:
