@@ -90,6 +90,7 @@ class Settings(Switches):
         temp: temperature τ of the MI term.
         beta: λ ~ Beta(beta, beta) of the mixing.
         gain_strength: standard deviation of the log gain of method erm_gain.
+        htcnn_weights: state dict of torchvision's vgg16 that method htcnn starts from; null = random weights.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
         compile: compile the networks for the training step (model/graphs.py); minutes at first, not with backend 'cpu'.
@@ -106,6 +107,7 @@ class Settings(Switches):
     temp: float = 0.07
     beta: float = 0.6
     gain_strength: float = 0.2
+    htcnn_weights: Optional[str] = None
     backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False

@@ -72,14 +72,16 @@ def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], class_
 
 
 def load_discriminator(discriminator: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Put weights into a discriminator; CheckpointError names the first tensor that does not fit."""
-    ours = discriminator.state_dict()
+    """Put weights into a discriminator; CheckpointError names the first tensor that does not fit.  Those that a module
+    calls `growing` may have any number of rows."""
+    ours, growing = discriminator.state_dict(), getattr(discriminator, "growing", ())
     missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
     if missing or extra:
         raise CheckpointError(f"{path} is not this discriminator: " +
                               (f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides") + ".")
     for name, value in state.items():
-        if value.shape != ours[name].shape:
+        fixed = 1 if name in growing else 0
+        if value.shape[fixed:] != ours[name].shape[fixed:]:
             raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, this configuration needs "
                                   f"{tuple(ours[name].shape)}. Was it trained with other bands, patch size or width?")
     discriminator.load_state_dict(state)

@@ -124,9 +124,10 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def run_label(settings: Settings) -> str:
-    """How a run is called in every record and table: method, recipe, flipped switches, ablations."""
-    switches = "".join(f" {name}={_short(value)}" for name, value in flipped_switches(settings).items())
-    return f"{settings.method} {settings.recipe}{switches}" + "".join(f" {name}" for name in settings.ablate)
+    """How a run is called in every record and table: method, recipe, flipped switches, ablations, the method's note."""
+    switches = [f"{name}={_short(value)}" for name, value in flipped_switches(settings).items()]
+    note = method_class(settings.method).label_note(settings)
+    return " ".join([settings.method, settings.recipe, *switches, *settings.ablate, *([note] if note else [])])
 
 
 def _short(value: Any) -> str:

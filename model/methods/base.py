@@ -69,6 +69,11 @@ class Method(nn.Module):
         return Discriminator(self.task.bands, self.task.n_classes, self.task.patch_size, s.pro_dim,
                              kernel_activation=s.kernel_activation, backend=s.backend, precision=s.precision)
 
+    @staticmethod
+    def label_note(settings: Settings) -> str:
+        """What a run's label says beside method, recipe, switches and ablations; empty = nothing."""
+        return ""
+
     @property
     def device(self) -> torch.device:
         return self.streams.noise.device

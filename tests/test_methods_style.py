@@ -1,0 +1,250 @@
+"""The mathematics of SagNet, DSU and mixup: against loops, closed forms and what each part may touch."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from conftest import batch, build, same_state
+from model.methods.dsu import PROBABILITY, perturb_statistics
+from model.methods.mixup import mixup_loss
+from model.methods.sagnet import (EARLY, channel_statistics, randomise_content, randomise_style, read_out, run_stages,
+                                  uniform_cross_entropy)
+
+
+def drawn(*shape, seed=0, **options):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, **options)
+
+
+def maps(n=6, channels=4, seed=0):
+    """Feature maps whose channels have means and spreads of their own: [N, C, 5, 5]."""
+    scale, shift = drawn(n, channels, 1, 1, seed=seed + 1).exp(), drawn(n, channels, 1, 1, seed=seed + 2)
+    return shift + scale * drawn(n, channels, 5, 5, seed=seed)
+
+
+def normalised(h):
+    mean, std = channel_statistics(h)
+    return (h - mean) / std
+
+
+def changed(before, network):
+    """Names of the parameters that are not bit-equal to a former state."""
+    return {name for name, p in network.named_parameters() if not torch.equal(before[name], p)}
+
+
+def copied(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+# SagNet
+
+def test_style_randomisation_mixes_the_styles_and_keeps_the_content():
+    h, partner, share = maps(), torch.tensor([3, 0, 2, 5, 1, 4]), torch.linspace(0, 1, 6, dtype=torch.float64)
+    made = randomise_style(h, partner, share)
+    for i, j in enumerate(partner.tolist()):
+        for c in range(4):
+            one, other = h[i, c], h[j, c]
+            mean = share[i] * one.mean() + (1 - share[i]) * other.mean()
+            std = share[i] * one.std(correction=0) + (1 - share[i]) * other.std(correction=0)
+            assert made[i, c].mean().item() == pytest.approx(mean.item(), abs=1e-12)
+            assert made[i, c].std(correction=0).item() == pytest.approx(std.item(), rel=1e-3)      # but for ε
+    torch.testing.assert_close(normalised(made), normalised(h), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(randomise_style(h, partner, torch.ones(6)), h)
+
+
+def test_content_randomisation_keeps_the_style_and_swaps_the_content():
+    h, partner = maps(), torch.tensor([3, 0, 2, 5, 1, 4])
+    made = randomise_content(h, partner)
+    for found, own in zip(channel_statistics(made), channel_statistics(h)):
+        torch.testing.assert_close(found, own, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(normalised(made), normalised(h)[partner], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(randomise_content(h, torch.arange(6)), h)
+
+
+def test_the_content_that_comes_in_gives_no_gradient():
+    h = maps(2).requires_grad_()
+    randomise_content(h, torch.tensor([1, 0]))[0].sin().sum().backward()
+    assert h.grad[0].abs().sum() > 0 and h.grad[1].abs().sum() == 0
+
+
+def test_uniform_cross_entropy_is_least_for_equal_logits():
+    assert uniform_cross_entropy(torch.full((3, 7), 2.0)).item() == pytest.approx(math.log(7), rel=1e-6)
+    logits = drawn(50, 7)
+    assert all(uniform_cross_entropy(one[None]) > math.log(7) for one in logits)
+    expected = -logits.softmax(1).log().sum(1).mean() / 7
+    assert uniform_cross_entropy(logits).item() == pytest.approx(expected.item(), rel=1e-12)
+    still = torch.zeros(3, 7, requires_grad=True)
+    uniform_cross_entropy(still).backward()
+    assert still.grad.abs().max() < 1e-7
+
+
+def sagnet_losses(method, z, y):
+    """The three losses by name, for fixed partners and shares."""
+    share = torch.linspace(0, 1, len(y))
+    return {"style": lambda: method.style_loss(z.detach(), y, torch.arange(len(y)).roll(2)),
+            "content": lambda: method.content_loss(z, y, torch.arange(len(y)).roll(1), share),
+            "adversary": lambda: method.adversarial_loss(z, torch.arange(len(y)).roll(2))}
+
+
+def sagnet_owners(method):
+    """Names of the parameters that each phase may change."""
+    names = {name for name, _ in method.named_parameters()}
+    early = {name for name in names if name.startswith("discriminator.branch_logits")
+             or any(name.startswith(f"discriminator.stages.{i}.") for i in range(EARLY))}
+    return {"style": {name for name in names if name.startswith("style.")},
+            "content": {name for name in names if name.startswith("discriminator.")}, "adversary": early}
+
+
+@pytest.mark.parametrize("phase", ["style", "content", "adversary"])
+def test_a_phase_of_sagnet_changes_what_it_owns_and_nothing_else(phase):
+    method = build(method="sagnet").train()
+    x, y = batch(9)
+    sagnet_losses(method, method.early(x), y)[phase]().backward()
+    before = copied(method)
+    for optimiser in method.optimisers.values():
+        optimiser.step()
+    found, owned = changed(before, method), sagnet_owners(method)[phase]
+    assert found <= owned
+    assert len(found) > 0.8 * len(owned)              # all but weights that have no gradient at the start
+
+
+def test_sagnets_step_is_its_three_gradients():
+    """The step against gradients of the three losses made one by one, G_f's two of them added with the weight."""
+    method, twin = build(method="sagnet").train(), build(method="sagnet").train()
+    (x, y), share = batch(9), torch.linspace(0, 1, 9)
+    method.step(x, y, torch.arange(9).roll(1), torch.arange(9).roll(2), share)
+    z = twin.early(x)
+    losses = sagnet_losses(twin, z, y)
+    losses["style"]().backward()
+    twin.style_optimiser.step()
+    content, adversary = losses["content"](), losses["adversary"]()
+    parameters = list(twin.discriminator.parameters())
+    pulls = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+             for loss in (content, adversary)]
+    for p, own, other in zip(method.discriminator.parameters(), *pulls):
+        torch.testing.assert_close(p.grad, own if other is None else own + 0.1 * other, rtol=1e-3, atol=1e-6)
+    for p, other in zip(method.style.parameters(), twin.style.parameters()):
+        torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_adversary_brings_style_logits_to_uniform():
+    """G_f on the adversarial loss alone, against a G_s that stays, nears log K from above."""
+    method = build(method="sagnet", lr=1e-2).train()
+    x, y = batch(12)
+    found = []
+    for _ in range(30):
+        loss = method.adversarial_loss(method.early(x), torch.arange(12).roll(5))
+        method.optimiser.zero_grad()
+        loss.backward()
+        method.optimiser.step()
+        found.append(loss.item() - math.log(3))
+    assert 0 < found[-1] < 0.5 * found[0]
+
+
+def test_stages_in_pieces_are_the_classifier():
+    method = build(method="sagnet").train()
+    network, (x, _) = method.discriminator, batch()
+    with torch.no_grad():
+        rest = run_stages(network, method.early(x), network.stages[EARLY:])
+        torch.testing.assert_close(read_out(network, rest), network(x))
+        assert len(method.style.stages) == len(network.stages) - EARLY
+        assert method.style(method.early(x)).shape == (6, 3)
+
+
+# DSU
+
+def test_perturbed_statistics_vary_as_those_of_the_batch():
+    """Over many draws, mean and spread of each channel are normal around the patch's own, with the batch's variance."""
+    h, rng = maps(5, 3), torch.Generator().manual_seed(0)
+    mean, std = (value[:, :, 0, 0] for value in channel_statistics(h))
+    noise = torch.randn(4000, 2, 5, 3, generator=rng, dtype=torch.float64)
+    found = torch.stack([perturb_statistics(h, *each) for each in noise])                     # [4000, 5, 3, 5, 5]
+    means = found.mean((-2, -1))
+    torch.testing.assert_close(means.mean(0), mean, rtol=0, atol=0.08)
+    torch.testing.assert_close(means.std(0), mean.std(0, correction=0).expand(5, 3), rtol=0.06, atol=0.01)
+    slopes = (found * normalised(h)).mean((-2, -1)) / normalised(h).square().mean((-2, -1))   # signed spread
+    torch.testing.assert_close(slopes.mean(0), std, rtol=0, atol=0.08)
+    torch.testing.assert_close(slopes.std(0), std.std(0, correction=0).expand(5, 3), rtol=0.06, atol=0.01)
+
+
+def test_without_noise_or_without_spread_in_the_batch_nothing_is_perturbed():
+    h, zero = maps(), torch.zeros(6, 4, dtype=torch.float64)
+    torch.testing.assert_close(perturb_statistics(h, zero, zero), h)
+    alike = h[:1].expand(6, -1, -1, -1)
+    torch.testing.assert_close(perturb_statistics(alike, drawn(6, 4), drawn(6, 4, seed=1)), alike, rtol=0, atol=0.05)
+
+
+def test_dsu_perturbs_in_training_alone():
+    method = build(method="dsu").train()
+    x, _ = batch()
+    noise = torch.randn(3, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = method.discriminator(x)
+        torch.testing.assert_close(method.perturbed_logits(x, torch.zeros_like(noise)), plain, rtol=1e-4, atol=1e-5)
+        for stage in range(3):
+            alone = torch.zeros_like(noise)
+            alone[stage] = noise[stage]
+            assert (method.perturbed_logits(x, alone) - plain).abs().max() > 1e-3
+    method.update(*batch())
+    bare = build(method="erm")
+    bare.discriminator.load_state_dict(method.discriminator.state_dict())
+    assert torch.equal(method.predict(x), bare.predict(x))
+
+
+def test_each_stage_of_dsu_is_perturbed_in_half_of_the_batches():
+    method, (x, _) = build(method="dsu"), batch(2)
+    perturbed = torch.stack([method.draw_noise(x).flatten(1).any(1) for _ in range(600)]).double()       # [600, 3]
+    torch.testing.assert_close(perturbed.mean(0), torch.full([3], PROBABILITY, dtype=torch.float64), rtol=0, atol=0.08)
+    assert torch.corrcoef(perturbed.T).fill_diagonal_(0).abs().max() < 0.15                  # each by itself
+
+
+# mixup
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_mixups_loss_is_that_of_the_mixed_labels(lam):
+    logits, y, partner = drawn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 1, 0, 2, 0, 2])
+    soft = lam * functional.one_hot(y, 3).double() + (1 - lam) * functional.one_hot(partner, 3).double()
+    expected = -(soft * logits.softmax(1).log()).sum(1).mean()
+    assert mixup_loss(logits, y, partner, torch.tensor(lam)).item() == pytest.approx(expected.item(), rel=1e-6)
+    if lam == 1:
+        assert mixup_loss(logits, y, partner, torch.tensor(lam)) == functional.cross_entropy(logits, y)
+
+
+@pytest.mark.parametrize("lam, same_as", [(1.0, "own"), (0.0, "partner"), (0.5, None)])
+def test_mixup_trains_on_the_mixed_patches_with_the_mixed_labels(lam, same_as):
+    method, twin = build(method="mixup"), build(method="erm")
+    (x, y), partner = batch(), torch.tensor([2, 0, 1, 5, 3, 4])
+    twin.discriminator.load_state_dict(method.discriminator.state_dict())
+    found = method.step(x, y, partner, torch.tensor(lam))
+    if same_as:
+        seen = (x, y) if same_as == "own" else (x[partner], y[partner])
+        assert found["loss"] == pytest.approx(twin.update(*seen)["ce"], rel=1e-6)
+        for one, other in zip(method.parameters(), twin.parameters()):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    else:
+        middle = (x + x[partner]) / 2
+        log_p = twin.discriminator.train()(middle).log_softmax(1)
+        by_hand = -(log_p[range(6), y] + log_p[range(6), y[partner]]).mean() / 2
+        assert found["loss"] == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_mixup_draws_a_whole_order_and_beta_distributed_weights():
+    method, (x, _) = build(method="mixup"), batch(12)
+    draws = [method.draw(x) for _ in range(800)]
+    assert all(torch.equal(partner.sort().values, torch.arange(12)) for partner, _ in draws)
+    lam = torch.stack([lam for _, lam in draws]).double()
+    assert lam.mean().item() == pytest.approx(0.5, abs=0.06)
+    assert lam.var().item() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), rel=0.1)                # Beta(0.2, 0.2)
+
+
+@pytest.mark.parametrize("name", ["sagnet", "l2d", "dsu", "mixup"])
+def test_an_update_draws_from_the_runs_own_streams(name):
+    """PyTorch's global generator is left alone, and says nothing about the result."""
+    method, twin = build(method=name), build(method=name)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    losses = method.update(*batch())
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert losses == twin.update(*batch()) and same_state(method.state_dict(), twin.state_dict())
