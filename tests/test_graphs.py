@@ -13,7 +13,7 @@ import model.ops
 from conftest import batch, build, same_state, settings
 from model import graphs
 from model.graphs import WARM_UP, FastStep, RecordedStep
-from model.methods import Task, method_class
+from model.methods import REGISTRY, Task, method_class
 from utils import workloads
 from utils.errors import ConfigError
 from utils.seeding import Streams
@@ -95,7 +95,10 @@ def plain(**variant):
     """A method that runs its steps as they are written, with the optimisers of one that records."""
     method = build(**variant)
     for optimiser in method.optimisers.values():
-        optimiser.param_groups[0]["capturable"] = True
+        group = optimiser.param_groups[0]
+        group["capturable"] = True
+        if method.settings.lr_schedule != "constant":
+            group["lr"] = torch.tensor(group["lr"])
     return method
 
 
@@ -109,7 +112,9 @@ def recording(**variant):
 @pytest.mark.parametrize("backend, variant", [
     ("reference", {"recipe": "released"}), ("cupy", {"recipe": "released"}), ("cupy", {"recipe": "paper"}),
     ("cupy", {"generators": "shared", "source_ce": "on", "precision": "bf16"}), ("reference", {"method": "erm"}),
-    ("cupy", {"method": "erm_gain"})], indirect=["backend"], ids=str)
+    ("cupy", {"recipe": "robust"}), ("cupy", {"method": "erm_gain"}),
+    *(("reference", {"method": name}) for name, method in REGISTRY.items()
+      if method.recorded and name not in ("s2amsnet", "erm", "erm_gain"))], indirect=["backend"], ids=str)
 def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
     method, twin = recording(**variant), plain(**variant)
     for i, n in enumerate(SIZES):
