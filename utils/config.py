@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -91,6 +92,7 @@ class TrainConfig(Settings):
     simulation: Simulation = field(default_factory=Simulation)
 
 
+@cache                                                  # a sweep parses hundreds of command lines
 def command_parser(kind: type, command: str, description: str | None = None) -> ArgumentParser:
     """The parser of one command: every field of the dataclass is a flag; --config files are layered in order."""
     parser = ArgumentParser(prog=f"main.py {command}".strip(), description=description or kind.__doc__.splitlines()[0])
@@ -197,7 +199,8 @@ def to_yaml(config: TrainConfig) -> str:
 def tidy(argv: list[str], kind: type) -> list[str]:
     """The spellings that the released code's users know, in jsonargparse's: a boolean flag alone is true; a list may
     be `a b` or `a,b`; nce_layers is contrast_layers.  Config files go to the front, so that flags win over them."""
-    types = {f"--{entry.name}": str(typing.get_type_hints(kind)[entry.name]) for entry in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    types = {f"--{entry.name}": str(hints[entry.name]) for entry in fields(kind)}
     out, rest = [], list(argv)
     while rest:
         word = rest.pop(0)

@@ -1,39 +1,48 @@
-"""Many runs, one after the other: variants × seeds of a sweep file."""
+"""Many runs: pairs × variants × seeds of a sweep file, one after the other or on a Ray cluster."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shlex
-import signal
-import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import yaml
 from tqdm import tqdm
 
-from utils.config import parse_train
+from utils import sweep_process
+from utils.config import check, parse_train
 from utils.errors import ConfigError
-from utils.records import ROOT, RunFolder, run_name
+from utils.records import ROOT, run_name
+from utils.sweep_process import INTERRUPTED, Run
+from utils.sweep_ray import train_on_ray
 
 log = logging.getLogger(__name__)
 
-_FORM = {"config": (list, str), "settings": (dict, None), "variants": (list, dict), "seeds": (list, int),
-         "save_path": (str, None)}
+PROGRAM = str(ROOT / "main.py")
+_FORM = {"config": (list, str), "settings": (dict, None), "pairs": (list, dict), "variants": (list, dict),
+         "seeds": (list, int), "save_path": (str, None)}
+_OPTIONAL = {"pairs"}
+
+Entries = dict[str, Any]        # settings by name
 
 
 @dataclass
 class SweepFile:
-    """What a sweep file holds: `config` files (layered) and `settings` of every run, `variants` (settings of some),
-    `seeds`, and the folder of the runs."""
+    """What a sweep file holds: `config` files (layered) and `settings` of every run, the `seeds` and the folder of the
+    runs; `variants` and, if there are any, `pairs` are settings of some runs, `config` (a file or files) among them."""
 
     config: list[str]
-    settings: dict[str, Any]
-    variants: list[dict[str, Any]]
+    settings: Entries
+    variants: list[Entries]
     seeds: list[int]
     save_path: str
+    pairs: list[Entries] = field(default_factory=lambda: [{}])
 
 
 @dataclass
@@ -41,91 +50,160 @@ class SweepConfig:
     """What a sweep's command line can change.
 
     Args:
+        config: files of settings, in order, over the sweep file's own config and settings.  What a pair or a variant
+            sets stays: it is what the sweep compares.
+        pairs: config files of pairs in place of the sweep file's.
         seeds: seeds in place of the sweep file's.
         save_path: folder of the runs in place of the sweep file's.
         data_path: folder of the scenes' files, for every run.
-        show: print the commands, for any scheduler, and run nothing.
+        print: print the commands that are left to do, for any scheduler, and run nothing.
+        ray: run on a Ray cluster, several runs at a time: that at this address, or one of this machine alone.
+        cpus_per_run: with ray: CPU cores, and threads, of a run.
+        gpus_per_run: with ray: share of a GPU that a run takes, 0 to 1; null = 1 where the cluster has GPUs.
     """
 
+    config: Sequence[str] = ()
+    pairs: Optional[list[str]] = None
     seeds: Optional[list[int]] = None
     save_path: Optional[str] = None
     data_path: Optional[str] = None
-    show: bool = False
+    print: bool = False
+    ray: Optional[str] = None
+    cpus_per_run: int = 1
+    gpus_per_run: Optional[float] = None
 
 
 def read_sweep(path: Path) -> SweepFile:
     """A sweep file, its keys and their form checked.  Raises ConfigError that names what is wrong."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; sweep files are in configs/sweep.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a valid YAML text file: {error}") from error
-    if not isinstance(content, dict) or content.keys() != _FORM.keys():
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or content.keys() | _OPTIONAL != _FORM.keys():
         there = ", ".join(map(str, content)) if isinstance(content, dict) else "something else"
-        raise ConfigError(f"{path} must have exactly the keys {', '.join(_FORM)}; it has {there}.")
-    for key, (kind, member) in _FORM.items():
-        if not isinstance(content[key], kind) or (member and not all(isinstance(each, member) for each in content[key])):
+        raise ConfigError(f"{path} must have the keys {', '.join(_FORM)} and no others ({', '.join(_OPTIONAL)} may be "
+                          f"missing); it has {there}.")
+    for key, value in content.items():
+        kind, member = _FORM[key]
+        if not isinstance(value, kind) or (member and not all(isinstance(each, member) for each in value)):
             raise ConfigError(f"{path}: '{key}' must be a {kind.__name__}{f' of {member.__name__}' if member else ''}.")
     return SweepFile(**content)
 
 
-def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[str, list[str]]]:
-    """(run name, arguments) of every run, seed by seed, so that a partial table means something early."""
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a valid YAML text file: {error}") from error
+
+
+def sweep_runs(path: Path, choice: SweepConfig) -> list[Run]:
+    """Every run of a sweep, seed by seed, so that a partial table means something early.
+
+    What is said later wins: the file's config, its settings, the command line's config, the pair, the variant.  So a
+    layer of sizes makes every run smaller, except in the size that is varied.  Where that makes runs equal, one stays.
+    """
     content = read_sweep(path)
     save_path = choice.save_path or content.save_path
-    common = [word for file in content.config for word in ("--config", _file(file))] + _words(content.settings)
-    if choice.data_path is not None:
-        common += ["--data_path", choice.data_path]
-    runs = []
-    for seed in choice.seeds if choice.seeds is not None else content.seeds:
-        for variant in content.variants:
-            words = [*common, *_words(variant), "--seed", str(seed), "--save_path", save_path]
-            runs.append((run_name(parse_train(words)), words))
-    return runs
+    pairs = content.pairs if choice.pairs is None else [{"config": file} for file in choice.pairs]
+    below = [{"config": content.config}, content.settings, {"config": list(choice.config)}]
+    common = [] if choice.data_path is None else ["--data_path", choice.data_path]
+    common += ["--save_path", save_path]
+    compared = []
+    for pair, variant in itertools.product(pairs, content.variants):
+        words = [*layered([*below, pair, variant]), *common]
+        compared.append((words, parse_train(words)))
+    runs = {}
+    for seed, (words, config) in itertools.product(content.seeds if choice.seeds is None else choice.seeds, compared):
+        name = run_name(check(replace(config, seed=seed)))
+        runs.setdefault(name, Run(name, str(Path(save_path) / name), [*words, "--seed", str(seed)], config.gpu >= 0))
+    return list(runs.values())
 
 
-def _file(name: str) -> str:
-    """A config file's path, as it stands or below the program's own folder."""
-    return name if Path(name).exists() else str(ROOT / name)
+def layered(layers: list[Entries]) -> list[str]:
+    """Command-line words of layers of settings, the later ones stronger; a layer's `config` files lie below its rest.
+
+    On a command line flags win over files wherever they stand: so a flag that a later file sets is left out.
+    """
+    files, flags = [], {}
+    for layer in layers:
+        own = dict(layer)
+        named = own.pop("config", [])
+        for name in [named] if isinstance(named, str) else named:
+            file = Path(name) if Path(name).exists() else ROOT / name
+            over = _flat(_read_layer(file))
+            flags = {key: value for key, value in flags.items() if key not in over}
+            files += ["--config", str(file)]
+        flags |= _flat(own)
+    return files + [word for name, value in flags.items() for word in (f"--{name}", _text(value))]
 
 
-def _words(settings: dict[str, Any]) -> list[str]:
-    """{name: value} -> command-line words; lists in brackets, booleans as true and false."""
-    return [word for name, value in settings.items()
-            for word in (f"--{name}", value if isinstance(value, str) else
-                         yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip())]
+def _read_layer(path: Path) -> Entries:
+    """The settings of a config file.  Raises ConfigError where there are none."""
+    if not path.is_file():
+        raise ConfigError(f"The config file {path} does not exist.")
+    content = _read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings (lines of the form NAME: VALUE).")
+    return content
+
+
+def _flat(settings: Entries, prefix: str = "") -> Entries:
+    """Nested settings under their flags' names, such as simulation.severity."""
+    out = {}
+    for name, value in settings.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def _text(value: Any) -> str:
+    """A setting as a command-line word; lists in brackets, booleans as true and false."""
+    return value if isinstance(value, str) else \
+        yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def run_sweep(path: Path, choice: SweepConfig) -> int:
     """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
+    if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
+        raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
     runs = sweep_runs(path, choice)
+    left = [run for run in runs if not run.done]
+    if choice.print:
+        for run in left:
+            print(shlex.join([sys.executable, PROGRAM, *run.arguments()]))
+        return 0
+    if not left:
+        return 0
+    save_path = Path(left[0].folder).parent
+    _check_folder(save_path)
+    ended = _one_by_one(left) if choice.ray is None else \
+        train_on_ray(left, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run, choice.gpus_per_run)
     failed = []
-    with tqdm(runs, unit="run", desc=path.stem, disable=choice.show) as bar:
-        for name, words in bar:
-            folder = RunFolder(Path(words[-1]) / name)
-            if folder.read_run().get("status") == "done":
-                continue
-            words = ["--resume", str(folder.path)] if folder.checkpoint.exists() else [*words, "--run_name", name]
-            command = [sys.executable, str(ROOT / "main.py"), "train", *words]
-            if choice.show:
-                print(shlex.join(command))
-            elif code := _run(command):
-                if code == 130:
-                    raise KeyboardInterrupt
-                failed.append(name)
-                log.warning("%s failed (exit code %d); the others go on.", name, code)
-    for name in failed:
-        log.warning("failed: %s", name)
+    with closing(ended), tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem) as bar:
+        for run, failure in ended:
+            bar.update()
+            if failure:
+                failed.append(run)
+                log.warning("%s failed (%s); the others go on.", run.name, failure)
+    for run in failed:
+        log.warning("failed: %s", run.name)
     return 1 if failed else 0
 
 
-def _run(command: list[str]) -> int:
-    """Run a command to its end.  An interruption is passed on to it, so that it can save and say how to go on."""
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
+def _one_by_one(runs: list[Run]) -> Iterator[tuple[Run, Optional[str]]]:
+    """Train the runs in turn; yields each that has ended, with what went wrong.  An interrupted one ends them all."""
+    for run in runs:
+        code = sweep_process.train(run, PROGRAM, {})
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        yield run, f"exit code {code}" if code else None
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder of the runs.  Raises ConfigError where it cannot be written, or its files cannot be locked."""
+    try:
+        with sweep_process.locked(folder):
+            pass
+        (folder / sweep_process.LOCK).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {folder} cannot hold the runs: its files must be writable and lockable "
+                          f"({error.strerror}). Choose another --save_path.") from error
