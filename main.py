@@ -2,7 +2,7 @@
 
     python main.py --source_name Houston13 --target_name Houston18 --patch_size 13 --training_sample_ratio 0.8
     python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, export, figures,
-                                         parity, bench, sweep, tables, study, transfer, prepare
+                                         parity, bench, sweep, tables, compare, study, transfer, prepare
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, study, transfer,
-prepare."""
+"""The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, compare, study,
+transfer, prepare."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
@@ -32,6 +31,8 @@ from utils.records import find_runs, open_run, write_text
 from utils.run_figures import draw_run
 from utils.selection import LAST, RULES
 from utils.sweep import SweepConfig, run_sweep
+from utils.sweep_ray import HERE
+from utils.table_commands import compare, tables, writing
 from utils.trained import Trained, load_released, load_run
 from utils.transfer import transfer
 
@@ -128,8 +129,8 @@ def export(words: list[str]) -> None:
     path = choice.out or run.path / "best.pth"
     trained = load_run(run, choice.rule, gpu=-1)
     if type(trained.method.discriminator) is not Discriminator:
-        raise ConfigError(f"{run.path}: method '{trained.config.method}' classifies with something else than the released "
-                          "code's discriminator; there is nothing to export.")
+        raise ConfigError(f"{run.path}: method '{trained.config.method}' classifies with something else than the "
+                          "released code's discriminator; there is nothing to export.")
     try:
         released.export(path, trained.method.discriminator.state_dict())
     except OSError as error:
@@ -150,7 +151,7 @@ def draw(words: list[str]) -> None:
                         help="folder for the figures of --layout; default: the first folder given")
     choice = parser.parse_args(words)
     if choice.layout:
-        with _writing("figures", out := choice.out or Path(choice.runs[0])):
+        with writing("figures", out := choice.out or Path(choice.runs[0])):
             for name, figure in gallery(choice.layout, choice.runs, choice.gpu, choice.data_path).items():
                 figures.save(figure, out / f"{name}.png")
                 print(out / f"{name}.png")
@@ -176,41 +177,6 @@ def parity(words: list[str]) -> int:
     return 1 if failed else 0
 
 
-@contextmanager
-def _writing(what: str, out: Path) -> Iterator[None]:
-    """Make the folder; where it or what is written inside cannot be, raise ConfigError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ConfigError(f"The {what} cannot be written to {out} ({error.strerror}). Choose another --out.") from error
-
-
-def tables(words: list[str]) -> None:
-    """Print the tables of all finished runs below the given folders, and write them as Markdown (and the runs as CSV)."""
-    parser = ArgumentParser(prog="main.py tables", description=tables.__doc__)
-    parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
-    parser.add_argument("--layout", choices=["pairs", "gradients"], default="pairs",
-                        help="scores per pair and selection rule, or gradient norms at start and end of training")
-    parser.add_argument("--out", type=Optional[Path], default=None,
-                        help="folder for LAYOUT.md and runs.csv; default: the first folder given")
-    parser.add_argument("--insert", type=Optional[Path], default=None,
-                        help="Markdown file whose part between <!-- NAME --> and <!-- /NAME --> the tables replace, "
-                             "NAME being FOLDER/LAYOUT of --out")
-    choice = parser.parse_args(words)
-    runs = table_maker.collect(choice.runs)
-    made = table_maker.pair_tables(runs) if choice.layout == "pairs" else {
-        "Gradients on the generators, geometric means over n seeds": table_maker.gradient_table(runs)}
-    text = "\n\n".join(f"**{title}**\n\n{table_maker.markdown(table, 'method')}" for title, table in made.items())
-    out = choice.out or Path(choice.runs[0])
-    with _writing("tables", out):
-        write_text(out / f"{choice.layout}.md", f"{text}\n\nMade by `python main.py tables {shlex.join(words)}`\n")
-        write_text(out / "runs.csv", runs.drop(columns=["folder"]).to_csv(index=False))
-    if choice.insert:
-        table_maker.insert(choice.insert, f"{out.name}/{choice.layout}", text)
-    print(text)
-
-
 def study(words: list[str]) -> None:
     """Draw and tabulate what training did, from the records of all runs below the given folders, finished or not."""
     parser = ArgumentParser(prog="main.py study", description=study.__doc__)
@@ -223,7 +189,7 @@ def study(words: list[str]) -> None:
     choice = parser.parse_args(words)
     points = study_maker.read(choice.runs)
     tables, out = study_maker.make_tables(points), choice.out or Path(choice.runs[0])
-    with _writing("study's tables and figures", out):
+    with writing("study's tables and figures", out):
         for name, (text, numbers) in tables.items():
             write_text(out / f"{name}.md", f"{text}\n\nMade by `python main.py study {shlex.join(words)}`\n")
             write_text(out / f"{name}.csv", numbers.to_csv(index=False))
@@ -235,10 +201,15 @@ def study(words: list[str]) -> None:
 
 
 def sweep(words: list[str]) -> int:
-    """Run every combination of a sweep file's variants and seeds; done runs are skipped, broken ones resumed."""
+    """Run every combination of a sweep file's pairs, variants and seeds; done runs are skipped, broken ones resumed."""
     parser = ArgumentParser(prog="main.py sweep", description=sweep.__doc__)
     parser.add_argument("file", type=Path, help="sweep file (configs/sweep)")
-    parser.add_class_arguments(SweepConfig)
+    parser.add_argument("--config", action="append", default=[], metavar="FILE",
+                        help="settings over the sweep file's own config and settings, such as configs/cpu.yaml; may be "
+                             "given several times; what a pair or a variant sets stays: it is what the sweep compares")
+    parser.add_argument("--ray", nargs="?", const=HERE, default=None, metavar="ADDRESS",
+                        help="run on a Ray cluster, several runs at a time: the one at ADDRESS, or this machine alone")
+    parser.add_class_arguments(SweepConfig, skip={"config", "ray"})
     choice = parser.instantiate(parser.parse_args(tidy(words, SweepConfig))).as_dict()
     return run_sweep(choice.pop("file"), SweepConfig(**choice))
 
@@ -278,5 +249,5 @@ def prepare(words: list[str]) -> None:
 
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "bench": bench,
-    "sweep": sweep, "tables": tables, "study": study, "transfer": rescore,
+    "sweep": sweep, "tables": tables, "compare": compare, "study": study, "transfer": rescore,
     "prepare": prepare}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -26,8 +25,7 @@ from utils.predict import BATCH, map_scene
 from utils.records import open_run
 from utils.seeding import Streams
 from utils.selection import LAST
-from utils.study import pair_names
-from utils.tables import collect, named_settings
+from utils.tables import by_pair, collect
 from utils.trained import Trained, load_run
 
 log = logging.getLogger(__name__)
@@ -44,17 +42,6 @@ def gallery(layout: str, folders: list[str | Path], gpu: int | None = None, data
     """
     runs = collect(folders)
     return LAYOUTS[layout](by_pair(runs[runs["rule"] == LAST.name]), gpu, data_path)
-
-
-def by_pair(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `collect` with what belongs to the pair, simulation and data, taken out of the setting into columns
-    of their own, pairs on different data under different names, and the methods' names in a column `name`."""
-    settings = runs["setting"].map(json.loads)
-    runs = runs.assign(simulation=[setting.pop("simulation", {}) for setting in settings],
-                       data=[setting.pop("data") for setting in settings],
-                       setting=[json.dumps(setting, sort_keys=True) for setting in settings])
-    runs["name"] = named_settings(runs)
-    return runs.assign(scenes=runs["pair"], pair=pair_names(runs))
 
 
 def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:

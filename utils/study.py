@@ -19,7 +19,7 @@ from utils.config import with_defaults
 from utils.errors import UserError
 from utils.metrics import constant_answer, scores
 from utils.records import RunFolder, find_runs
-from utils.tables import MISSING, NO_SETTING, SCORES, insert, markdown, mean_std, named_settings
+from utils.tables import MISSING, NO_SETTING, SCORES, insert, markdown, mean_std, named_settings, pair_names
 
 log = logging.getLogger(__name__)
 
@@ -123,21 +123,6 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     flat = {f"{key}_{score}": part[score] for key, part in record.items() if isinstance(part, dict)
             for score in SCORES if score in part}
     return flat | {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "steps"}
-
-
-def pair_names(runs: pd.DataFrame) -> pd.Series:
-    """The pairs' names; runs on different data are different pairs: told apart by the simulation, else by a digest.
-
-    runs: columns pair, data (digest), simulation (its settings)."""
-    names = runs["pair"].copy()
-    for _, of_pair in runs.groupby("pair"):
-        if of_pair["data"].nunique() == 1:
-            continue
-        simulations = of_pair["simulation"].map(
-            lambda one: ", ".join(f"{key} {value:g}" for key, value in sorted(one.items(), reverse=True)))
-        told = simulations.nunique() == of_pair["data"].nunique()
-        names[of_pair.index] += " (" + (simulations if told else "data " + of_pair["data"]) + ")"
-    return names
 
 
 def last_epochs(points: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Tables from records only: mean ± std over seeds, n, and the selection rule in every heading."""
+"""Records of many runs -> one frame, for tables and figures; a single run as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -21,6 +20,7 @@ from utils.records import RunFolder, find_runs, write_text
 log = logging.getLogger(__name__)
 
 SCORES = {"oa": "OA", "aa": "AA", "kappa": "κ", "macro_f1": "F1"}
+LISTS = ["per_class", "constant_per_class", "classes"]       # columns of `collect` that hold a value per class
 MISSING = "–"
 NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle"}
 
@@ -60,15 +60,16 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
 
     Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as
     JSON), seed, planned (runs of this setting, unfinished ones included), rule, epoch, source_val and shifted_source
-    (OA; missing in runs older than the rule), oa, aa, kappa, macro_f1, the constant answer's scores as constant_*,
-    folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition of the same setting
-    and seed are left out with a word.  Raises UserError where nothing is left.
+    (OA; missing in runs older than the rule), oa, aa, kappa, macro_f1 and per_class, the constant answer's scores as
+    constant_*, classes, uses_target (whether training saw unlabelled target), folder; scores as fractions.  A folder
+    that cannot be read, an unfinished run and a repetition of the same setting and seed are left out with a word.
+    Raises UserError where nothing is left.
     """
     found: dict[tuple, _Found] = {}
     for run in find_runs(folders):
         try:
             new = _run_rows(run)
-        except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
             continue
         old = found.get(new.key)
@@ -114,8 +115,9 @@ def _run_rows(run: RunFolder) -> _Found:
     entries = content["rules"] | ({"oracle": content["oracle"]} if "oracle" in content else {})
     rows = [{**place, "rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
              "shifted_source": entry.get("shifted_source", {}).get("oa"),
-             **{key: entry["target"][key] for key in SCORES},
-             **{f"constant_{key}": content["constant"][key] for key in SCORES}, "folder": str(run.path)}
+             **{key: entry["target"][key] for key in (*SCORES, "per_class")},
+             **{f"constant_{key}": content["constant"][key] for key in (*SCORES, "per_class")},
+             "classes": about["classes"], "uses_target": about.get("uses_target", False), "folder": str(run.path)}
             for rule, entry in entries.items() if "target" in entry]
     return _Found(**place, rows=rows)
 
@@ -132,71 +134,30 @@ def named_settings(runs: pd.DataFrame) -> pd.Series:
     return names
 
 
-def pair_tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title -> table: per pair one with all honest rules side by side and the constant answer below, and,
-    where it was asked for, one of its own for `oracle`."""
-    tables = {}
-    runs = runs.assign(name=named_settings(runs))
-    for pair, of_pair in runs.groupby("pair", sort=False):
-        honest = of_pair[of_pair["rule"] != "oracle"]
-        tables[f"{pair} (percent, mean ± std over n seeds)"] = _with_constant(_summary(honest), of_pair)
-        oracle = of_pair[of_pair["rule"] == "oracle"]
-        if len(oracle):
-            tables[f"{pair}, epoch selected on the target's labels (oracle; not an honest score)"] = _summary(oracle)
-    return tables
+def by_pair(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `collect` with what belongs to the pair, simulation and data, taken out of the setting into columns
+    of their own, pairs on different data under different names, and the methods' names in a column `name`."""
+    settings = runs["setting"].map(json.loads)
+    runs = runs.assign(simulation=[setting.pop("simulation", {}) for setting in settings],
+                       data=[setting.pop("data") for setting in settings],
+                       setting=[json.dumps(setting, sort_keys=True) for setting in settings])
+    runs["name"] = named_settings(runs)
+    return runs.assign(scenes=runs["pair"], pair=pair_names(runs))
 
 
-def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Norms of the gradients that the MI and the consistency term give the generators (geometric means over runs), and
-    the generated domains' distance from the source (means), at the start and at the end of training."""
-    rows = []
-    runs = runs.assign(name=named_settings(runs))
-    several = runs["pair"].nunique() > 1
-    for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
-        run, name = RunFolder(folder), f"{pair}, {name}" if several else name
-        records = [record for record in run.records(run.diagnostics)
-                   if any(name.startswith("gradient") for name in record)]
-        if records:
-            rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
-                                                                                ("end", records[-1]))]
-    if not rows:
-        raise UserError("None of these runs has diagnostics (only S²AMSnet records them).")
-    table = {}
-    for (name, when), of_name in pd.DataFrame(rows).groupby(["name", "when"], sort=False):
-        mean = of_name.drop(columns=["name", "when", "epoch"]).mean()
-        mi, consistency = (np.exp(np.log(of_name[key]).mean()) if key in of_name else np.nan
-                           for key in ("gradient_mi", "gradient_consistency_max"))
-        table[f"{name}, {when}"] = {
-            "n": str(len(of_name)), "‖∇MI‖": f"{mi:.1e}", "‖∇C‖": f"{consistency:.1e}",
-            "ratio": f"{mi / consistency:.1e}", "rms x̂ / rms x (a, b)": _two(mean, "rms_ratio", "{:.2f}"),
-            "cos(x̂, x) (a, b)": _two(mean, "cosine", "{:.2f}")}
-    return pd.DataFrame.from_dict(table, orient="index").replace({"nan": MISSING})
+def pair_names(runs: pd.DataFrame) -> pd.Series:
+    """The pairs' names; runs on different data are different pairs: told apart by the simulation, else by a digest.
 
-
-def _two(values: pd.Series, name: str, form: str) -> str:
-    return ", ".join(form.format(values[key]) for key in (f"{name}_a", f"{name}_b") if key in values)
-
-
-def _summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting; n is n/planned where runs are unfinished (an oracle is scored only in runs that ask for it).
-    A rule that not all of the runs know, some being older than it, says how many do."""
-    table = {}
-    for name, of_name in runs.groupby("name", sort=False):
-        n, planned = of_name["folder"].nunique(), of_name["planned"].iloc[0]
-        row = {"n": str(n) if n == planned or list(of_name["rule"].unique()) == ["oracle"] else f"{n}/{planned}"}
-        for rule, entries in of_name.groupby("rule", sort=False):
-            few = f" (n={len(entries)})" if len(entries) < n else ""
-            row[f"{rule}: source-validation OA"] = mean_std(entries["source_val"]) + few
-            row |= {f"{rule}: {SCORES[key]}": mean_std(entries[key]) + few for key in SCORES}
-        table[name] = row
-    return pd.DataFrame.from_dict(table, orient="index").fillna(MISSING)
-
-
-def _with_constant(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    row = {column: f"{100 * runs[f'constant_{key}'].iloc[0]:.1f}" for column in table.columns
-           for key, name in SCORES.items() if column.endswith(f": {name}")}
-    table.loc["constant answer"] = [row.get(column, MISSING) for column in table.columns]
-    return table
+    runs: columns pair, data (digest), simulation (its settings)."""
+    names = runs["pair"].copy()
+    for _, of_pair in runs.groupby("pair"):
+        if of_pair["data"].nunique() == 1:
+            continue
+        simulations = of_pair["simulation"].map(
+            lambda one: ", ".join(f"{key} {value:g}" for key, value in sorted(one.items(), reverse=True)))
+        told = simulations.nunique() == of_pair["data"].nunique()
+        names[of_pair.index] += " (" + (simulations if told else "data " + of_pair["data"]) + ")"
+    return names
 
 
 def mean_std(values: pd.Series) -> str:
