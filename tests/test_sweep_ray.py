@@ -28,7 +28,9 @@ def network():
     patch, on_stop = pytest.MonkeyPatch(), signal.getsignal(signal.SIGTERM)
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **MACHINE})
+        patch.setenv("RAY_TMPDIR", folder)        # the address of the last cluster is kept there, in a folder `ray`
+        (own := Path(folder, "ray")).mkdir()
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(own), **MACHINE})
         yield made
         made.shutdown()
     signal.signal(signal.SIGTERM, on_stop)        # Ray puts its own there
