@@ -45,7 +45,7 @@ def train(argv: list[str]) -> RunFolder:
     check_options(config, device)
     streams = Streams(config.seed, device)
     data = load_data(config, device, streams.split)
-    method = build_method(config, data.task, streams, device, data.adaptation)
+    method = build_method(config, data.task, streams, device, data.adaptation, begin=not config.resume)
     if config.resume:
         run = open_run(config.resume)
         state = restore(run, config, data, method, streams)

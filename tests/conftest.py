@@ -34,6 +34,12 @@ def plain_logging(caplog):
     caplog.set_level(logging.INFO)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """What a test draws from PyTorch's own generator does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 def thin(scene: Scene, keep: int, seed: int) -> Scene:
     """The scene with `keep` labelled pixels per class."""
     rng, labels = np.random.default_rng(seed), np.zeros_like(scene.labels)

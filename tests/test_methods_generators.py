@@ -16,6 +16,7 @@ from model.methods import pden, sdenet
 from model.methods.htcnn import VGGClassifier, vgg_blocks
 from utils.errors import ConfigError
 from utils.records import run_label
+from utils.trained import load_run
 
 EXPANDING = ["pden", "sdenet"]
 VGG16 = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
@@ -313,7 +314,8 @@ def test_morphology_starts_with_flat_elements():
 
 
 def test_styles_are_mixed_and_contents_kept():
-    h, shuffle = torch.randn(4, 3, 6, 6) * torch.rand(4, 3, 1, 1) + torch.randn(4, 3, 1, 1), torch.tensor([2, 0, 3, 1])
+    h, shuffle = torch.randn(4, 3, 6, 6) * (0.2 + torch.rand(4, 3, 1, 1)), torch.tensor([2, 0, 3, 1])
+    h = h + torch.randn(4, 3, 1, 1)                 # no variance so small that the one added to it (eps) shows
     torch.testing.assert_close(sdenet.mix_styles(h, shuffle, torch.tensor(1.0)), h, rtol=1e-4, atol=1e-5)
     own, mixed = torch.tensor(0.25), sdenet.mix_styles(h, shuffle, torch.tensor(0.25))
     mean, variance = h.mean((2, 3)), h.var((2, 3), correction=0)
@@ -374,6 +376,7 @@ def test_htcnn_starts_from_a_state_dict_with_torchvisions_names(tmp_path):
     given = torchvision_state()
     torch.save(given, tmp_path / "vgg16.pth")
     method = build(method="htcnn", htcnn_weights=str(tmp_path / "vgg16.pth"), weight_averaging=0.9)
+    method.begin_run()
     for network in (method.discriminator, method.averaged):
         own = network.vgg.state_dict()
         assert set(own) == {f"{number}.{part}" for number in VGG16 for part in ("weight", "bias")}
@@ -391,12 +394,20 @@ def test_htcnn_refuses_other_files(content, named, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ConfigError, match=f"(?s)weights.pth .*{named}.*leave htcnn_weights out"):
-        build(method="htcnn", htcnn_weights=str(path))
+        build(method="htcnn", htcnn_weights=str(path)).begin_run()
 
 
 def test_htcnn_names_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="none.pth does not exist.*torchvision's vgg16"):
-        build(method="htcnn", htcnn_weights=str(tmp_path / "none.pth"))
+        build(method="htcnn", htcnn_weights=str(tmp_path / "none.pth")).begin_run()
+
+
+def test_a_run_of_htcnn_needs_its_weight_file_only_to_begin(pair, tmp_path):
+    torch.save({f"features.{name}": value for name, value in vgg_blocks()[0].state_dict().items()}, tmp_path / "v.pth")
+    run = pair.run("--method", "htcnn", "--htcnn_weights", str(tmp_path / "v.pth"), "--max_epoch", "1",
+                   save_path=tmp_path / "runs")
+    (tmp_path / "v.pth").unlink()
+    assert load_run(run).method.settings.htcnn_weights == str(tmp_path / "v.pth")
 
 
 def test_the_label_of_htcnn_says_where_its_weights_are_from():

@@ -52,6 +52,14 @@ def test_every_sweep_file_resolves_to_runs_of_different_names(name):
     assert len({run.name for run in runs}) == len({run.folder for run in runs}) == len(runs)
 
 
+@pytest.mark.parametrize("entries, message", [
+    ({"seeds": []}, "'seeds' is empty"), ({"pairs": []}, "'pairs' is empty"), ({"variants": []}, "'variants' is empty"),
+    ({"seeds": ["one"]}, "'seeds' must be a list of int"), ({"variants": {}}, "'variants' must be a list of dict")])
+def test_a_sweep_file_of_the_wrong_form_is_refused(tmp_path, entries, message):
+    with pytest.raises(ConfigError, match=message):
+        read_sweep(write_sweep(tmp_path, **entries)[0])
+
+
 def test_the_main_table_has_every_method_and_recipe_on_every_pair():
     content = read_sweep(FILES["table_pairs"])
     assert {variant["method"] for variant in content.variants if "method" in variant} == REGISTRY.keys() - {"s2amsnet"}

@@ -97,7 +97,7 @@ def tables(names: list[str], truth: np.ndarray, maps: list[np.ndarray], position
     test = mcnemar(*(each == truth for each in maps))
     right = {"only A right": Cell(f"{test.only_first}", numbers={"n": test.only_first}),
              "only B right": Cell(f"{test.only_second}", numbers={"n": test.only_second}),
-             "p": Cell(f"{test.p:.2g}", numbers={"p": test.p})}
+             "p": Cell(f"{test.p:.2g}" if test.p else "< 1e-300", numbers={"p": test.p})}
     title = (f"{scene}, rule {choice.rule}: {len(truth)} pixels, percent with {100 * (1 - ALPHA):g} % intervals "
              f"({choice.resamples} resamples of {blocks.shape[1]} blocks of {choice.block}×{choice.block} pixels, "
              f"seed {choice.seed})")

@@ -43,17 +43,17 @@ def plot_map_gallery(cube: np.ndarray, rgb_bands: Sequence[int], labels: np.ndar
     return sheet.finish()
 
 
-def plot_features(places: Mapping[str, np.ndarray], classes: np.ndarray, is_target: np.ndarray,
-                  class_names: Sequence[str], title: str) -> Figure:
+def plot_features(shown: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], class_names: Sequence[str],
+                  title: str) -> Figure:
     """A panel per method: features in the plane, coloured by class, source as points, target as crosses.
 
-    places: caption -> [N, 2]; classes [N] 0..K-1 and is_target [N] are the same samples for all.
+    shown: caption -> places [N, 2], classes [N] 0..K-1, and whether a sample is the target's [N].
     """
-    colours, columns = class_colours(len(class_names)), min(len(places), 3)
-    rows = -(-len(places) // columns)
+    colours, columns = class_colours(len(class_names)), min(len(shown), 3)
+    rows = -(-len(shown) // columns)
     figure = page(_WIDTH, _PANEL * rows + 0.9, title, "constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, points) in zip(panels, places.items()):
+    for axes, (name, (points, classes, is_target)) in zip(panels, shown.items()):
         for k, colour in enumerate(colours):
             for domain, style in ((False, {"marker": ".", "s": 9, "alpha": 0.6, "linewidths": 0}),
                                   (True, {"marker": "x", "s": 9, "linewidths": 0.7})):
@@ -62,7 +62,7 @@ def plot_features(places: Mapping[str, np.ndarray], classes: np.ndarray, is_targ
         axes.set_title(fold(name, _WIDTH / columns - 0.2, LABEL), fontsize=LABEL)
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in panels[len(places):]:
+    for axes in panels[len(shown):]:
         axes.set_axis_off()
     domains = [Line2D([], [], color="0.3", linestyle="", marker=marker, markersize=5, label=label)
                for label, marker in (("source, held out", "."), ("target", "x"))]

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 COUNTED = (4, 8, 12)      # batch sizes whose steps are counted; a step's operations are a polynomial of degree 2 in it
 SPEED_BATCH, REPEATS = 256, 3
-NOTE = ("Operations: two per multiply-add of the convolutions and matrix products of the first training step (forward "
+NOTE = ("Operations: two per multiply-add of the convolutions and matrix products of a training step in mid-run (forward "
         "and backward) and of a prediction, counted by torch.utils.flop_counter with backend 'reference'; involution, "
         "norms and what scikit-learn does are not in it. A step's are extrapolated from small batches. Seconds (of an "
         "epoch's steps; of the whole run, with every evaluation) and peak memory (of the process on a CPU, of the "
@@ -105,7 +105,7 @@ def count(config: TrainConfig, task: Task) -> Cost:
     found = []
     for n in COUNTED:
         method = _fresh(plain, task)
-        method.schedule(0, 1, config.max_epoch)
+        method.schedule(1, 2, 1)          # in mid-run
         with FlopCounterMode(display=False) as counter:
             method.update(*_batch(task, n))
         found.append(counter.get_total_flops())

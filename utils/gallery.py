@@ -31,6 +31,7 @@ from utils.trained import Trained, load_run
 log = logging.getLogger(__name__)
 
 PER_CLASS = 60            # samples of each class and domain in the plane of features
+PERPLEXITY = 30.0         # of t-SNE, where there are samples enough for it
 SIMULATED = "SimTarget"
 
 
@@ -52,12 +53,17 @@ def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:
 def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
     """Scores over the severity of the simulated gap."""
     simulated = runs[runs["scenes"].str.endswith(SIMULATED)]
-    simulated = simulated.assign(severity=[simulation["severity"] for simulation in simulated["simulation"]])
-    if simulated["severity"].nunique() < 2:
+    simulated = simulated.assign(severity=[simulation["severity"] for simulation in simulated["simulation"]],
+                                 layout=[simulation["seed"] for simulation in simulated["simulation"]])
+    figures = {}
+    for (scenes, layout), chosen in simulated.groupby(["scenes", "layout"]):
+        if chosen["severity"].nunique() > 1:
+            figures[f"severity_{_file(scenes)}_{layout}"] = plot_severity(
+                chosen, f"{scenes}, simulation seed {layout}, rule last; line: mean over n seeds, band: smallest to largest")
+    if not figures:
         raise UserError("A figure over the severity needs runs on the simulated pair at two severities at least "
                         "(main.py transfer RUNS --severity 2).")
-    return {"severity": plot_severity(simulated, "The simulated pair, rule last; line: mean over n seeds, band: "
-                                                 "smallest to largest")}
+    return figures
 
 
 def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
@@ -80,19 +86,23 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
     """Per pair, the methods' features of held-out source and of target patches in the plane (t-SNE)."""
     figures = {}
     for pair, chosen in _one_seed(runs):
-        places = {}
+        shown = {}
         for row, trained, data in _opened(chosen, gpu, data_path):
             if not hasattr(trained.method.discriminator, "features"):
                 log.info("%s has no features to show.", row["name"])
                 continue
             samples = [_samples(sampler) for sampler in (data.val, data.test)]
             features = np.concatenate([_features_of(trained, x) for x, _ in samples])
-            places[row["name"]] = TSNE(init="pca", random_state=0).fit_transform(features / features.std())
-            classes = np.concatenate([y for _, y in samples])
-            is_target = np.repeat([False, True], [len(y) for _, y in samples])
-        if places:
+            if not features.std():
+                log.warning("%s gives every patch the same features; it is not shown.", row["name"])
+                continue
+            places = TSNE(init="pca", random_state=0, perplexity=min(PERPLEXITY, (len(features) - 1) / 3)
+                          ).fit_transform(features / features.std())
+            shown[row["name"]] = (places, np.concatenate([y for _, y in samples]),
+                                  np.repeat([False, True], [len(y) for _, y in samples]))
+        if shown:
             figures[f"features_{_file(pair)}"] = plot_features(
-                places, classes, is_target, trained.class_names,
+                shown, trained.class_names,
                 f"{pair}: features in the plane (t-SNE); seed {chosen['seed'].iloc[0]}, rule last")
     if not figures:
         raise UserError("None of these methods has features to show.")

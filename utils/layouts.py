@@ -144,12 +144,12 @@ def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
     for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
         run, name = RunFolder(folder), f"{pair}, {name}" if several else name
         records = [record for record in run.records(run.diagnostics)
-                   if any(name.startswith("gradient") for name in record)]
+                   if any(key.startswith("gradient") for key in record)]
         if records:
             rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
                                                                                 ("end", records[-1]))]
     if not rows:
-        raise UserError("None of these runs has diagnostics (only S²AMSnet records them).")
+        raise UserError("None of these runs has gradient norms (only S²AMSnet records them).")
     table = {}
     for (name, when), of_name in pd.DataFrame(rows).groupby(["name", "when"], sort=False):
         mean = of_name.drop(columns=["name", "when", "epoch"]).mean()

@@ -86,6 +86,8 @@ def read_sweep(path: Path) -> SweepFile:
         kind, member = _FORM[key]
         if not isinstance(value, kind) or (member and not all(isinstance(each, member) for each in value)):
             raise ConfigError(f"{path}: '{key}' must be a {kind.__name__}{f' of {member.__name__}' if member else ''}.")
+        if value == [] and key != "config":
+            raise ConfigError(f"{path}: '{key}' is empty, so there is nothing to run.")
     return SweepFile(**content)
 
 

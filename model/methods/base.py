@@ -113,6 +113,10 @@ class Method(nn.Module):
                                                  capturable=self.settings.cuda_graph)
         return self.optimisers[name]
 
+    def begin_run(self) -> None:
+        """Called once before a new run's first step, not where a run goes on or is applied: the place to read files that
+        training starts from."""
+
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first step of epoch number 0, 1, ..."""
 

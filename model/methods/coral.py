@@ -11,7 +11,7 @@ from model.methods.base import Method, Task, recordable
 from model.settings import Settings
 from utils.seeding import Streams
 
-WEIGHT = 1.0              # λ; the paper's rule: both terms end about equal (0.17 and 0.06, simulated pair, 4 epochs)
+WEIGHT = 1.0              # λ; the paper's rule: both terms end of the same order (0.17 and 0.06, simulated pair, 4 epochs)
 
 
 class CORAL(Method):

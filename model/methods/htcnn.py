@@ -42,11 +42,13 @@ class HTCNN(ERM):
     """
 
     def build_classifier(self) -> nn.Module:
-        s = self.settings
-        classifier = VGGClassifier(self.task.bands, self.task.n_classes, s.pro_dim, s.precision)
-        if s.htcnn_weights is not None:
-            load_vgg(classifier.vgg, Path(s.htcnn_weights))
-        return classifier
+        return VGGClassifier(self.task.bands, self.task.n_classes, self.settings.pro_dim, self.settings.precision)
+
+    def begin_run(self) -> None:
+        """Read the ImageNet weights."""
+        for classifier in (self.discriminator, self.averaged):
+            if classifier is not None and self.settings.htcnn_weights is not None:
+                load_vgg(classifier.vgg, Path(self.settings.htcnn_weights))
 
     @staticmethod
     def label_note(settings: Settings) -> str:
