@@ -60,6 +60,11 @@ def test_a_sweep_file_of_the_wrong_form_is_refused(tmp_path, entries, message):
         read_sweep(write_sweep(tmp_path, **entries)[0])
 
 
+def test_a_layer_that_names_no_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="'config' must name a file or a list of files, not 3"):
+        sweep_runs(write_sweep(tmp_path, variants=[{"config": [3]}])[0], SweepConfig())
+
+
 def test_the_main_table_has_every_method_and_recipe_on_every_pair():
     content = read_sweep(FILES["table_pairs"])
     assert {variant["method"] for variant in content.variants if "method" in variant} == REGISTRY.keys() - {"s2amsnet"}

@@ -131,6 +131,8 @@ def layered(layers: list[Entries]) -> list[str]:
         own = dict(layer)
         named = own.pop("config", [])
         for name in [named] if isinstance(named, str) else named:
+            if not isinstance(name, str):
+                raise ConfigError(f"'config' must name a file or a list of files, not {name}.")
             file = Path(name) if Path(name).exists() else ROOT / name
             over = _flat(_read_layer(file))
             flags = {key: value for key, value in flags.items() if key not in over}
