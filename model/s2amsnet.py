@@ -197,8 +197,9 @@ class S2AMSnet(Method):
             source = self.mmirn(x)
             return {"mi": sum(mutual_information(self.mmirn(domains[name]), source, self.settings.temp, normalise)
                               for name in self.names)}
-        generated = [self.mmirn(domains[name], compact=True) for name in self.names]
-        return {"mi": mutual_information_sum(generated, self.mmirn(x, compact=True), self.settings.temp, normalise)}
+        together = self.mmirn(torch.cat([x, *(domains[name] for name in self.names)]), compact=True)
+        source, *generated = zip(*(features.chunk(1 + len(self.names)) for features in together))
+        return {"mi": mutual_information_sum(generated, source, self.settings.temp, normalise)}
 
     def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """L_max = −consistency_weight·adversarial_weight·C + mi_weight·MI over the terms that are there."""

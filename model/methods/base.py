@@ -110,7 +110,8 @@ class Method(nn.Module):
         if self.settings.cuda_graph and self.settings.lr_schedule != "constant":
             lr = torch.tensor(lr, device=self.streams.noise.device)         # a recorded step reads it at every replay
         self.optimisers[name] = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
-                                                 capturable=self.settings.cuda_graph)
+                                                 capturable=self.settings.cuda_graph,
+                                                 fused=True if self.device.type == "cpu" else None)
         return self.optimisers[name]
 
     def begin_run(self) -> None:
