@@ -18,13 +18,18 @@ SIMULATOR = ("simulate.py", "layout.py", "materials.py")
 
 def load_simulated_or_real(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
     """A scene by name; the embedded simulated ones are written to disk first where they are missing."""
+    return load_scene(name, simulated_or_given(name, data_path, severity, simulation_seed))
+
+
+def simulated_or_given(name: str, data_path: str | None, severity: float, simulation_seed: int) -> str | None:
+    """The folder of a simulated scene's files, written first where it is missing; of any other scene, what was given."""
     if not read_description(find_description(name)).simulated:
-        return load_scene(name, data_path)
+        return data_path
     root = Path(data_path) if data_path else DATA_ROOT / "Simulated"
     folder = root / f"severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
     if not folder.exists():
         _write_once(folder, severity, simulation_seed)
-    return load_scene(name, str(folder))
+    return str(folder)
 
 
 def simulator_version() -> str:

@@ -212,6 +212,17 @@ def load_scene(name: str, data_path: str | None = None) -> Scene:
     return scene
 
 
+def scene_digests(name: str, data_path: str | None = None) -> dict[str, str]:
+    """What `load_scene` would give as the scene's sha256, without reading the scene.  Raises SceneNotFoundError."""
+    path = find_description(name)
+    entry = read_description(path)
+    files = [data_folder(entry, path, data_path) / part.file for part in (entry.cube, entry.labels) if part]
+    for file in files:
+        if not file.is_file():
+            raise SceneNotFoundError(_where_to_get(entry, file))
+    return {part.file: sha256(file) for part, file in zip((entry.cube, entry.labels), files)}
+
+
 def _read_part(entry: SceneFile, part: str, folder: Path, digests: dict[str, str]
                ) -> tuple[np.ndarray, Georeference | None]:
     source: FileEntry = getattr(entry, part)

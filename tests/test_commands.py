@@ -179,6 +179,24 @@ def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
     assert len(commands) == 2 and all("--seed 1" in command for command in commands)
 
 
+def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, caplog):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
+    words = ["sweep", str(tmp_path / "sweep.yaml")]
+    assert main.main(words) == 0
+    (run,) = (tmp_path / "sweep").iterdir()
+    before = (run / "evaluation.json").read_bytes()
+    labels = pair.folder / "coast_gt.mat"
+    kept = labels.read_bytes()
+    labels.write_bytes(kept + b" ")
+    assert main.main(words) == 2
+    message = capsys.readouterr().err
+    assert f"{run} was made with other data: target/coast_gt.mat changed" in message and "--save_path" in message
+    labels.unlink()                                    # records alone are what tables are made of
+    assert main.main(words) == 0 and "cannot be held against their data" in caplog.text
+    labels.write_bytes(kept)
+    assert main.main(words) == 0 and (run / "evaluation.json").read_bytes() == before
+
+
 def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
                 variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])

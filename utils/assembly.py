@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.harmonize import check_pair, check_patch, load_simulated_or_real, preprocess
+from datasets.harmonize import check_pair, check_patch, load_simulated_or_real, preprocess, simulated_or_given
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
+from datasets.readers import scene_digests
 from datasets.scene import Scene
 from datasets.splits import labelled_pixels, split_scene
 from model.methods import Method, Task, method_class
@@ -72,6 +73,16 @@ def choose_device(gpu: int) -> torch.device:
 
 def read_scene(config: TrainConfig, name: str) -> Scene:
     return load_simulated_or_real(name, config.data_path, config.simulation.severity, config.simulation.seed)
+
+
+def data_digests(config: TrainConfig) -> dict[str, str]:
+    """What `Data.sha256` would be, without reading the scenes.  Raises SceneNotFoundError."""
+    found = {}
+    for role, name in (("source", config.source_name), ("target", config.target_name)):
+        if name:
+            folder = simulated_or_given(name, config.data_path, config.simulation.severity, config.simulation.seed)
+            found |= {f"{role}/{file}": digest for file, digest in scene_digests(name, folder).items()}
+    return found
 
 
 def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator) -> Data:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,9 +16,10 @@ import yaml
 from tqdm import tqdm
 
 from utils import sweep_process
-from utils.config import check, parse_train
-from utils.errors import ConfigError
-from utils.records import ROOT, run_name
+from utils.assembly import data_digests
+from utils.config import TrainConfig, check, parse_train
+from utils.errors import ConfigError, SceneNotFoundError
+from utils.records import ROOT, RunFolder, run_name
 from utils.sweep_process import INTERRUPTED, Run
 from utils.sweep_ray import train_on_ray
 
@@ -99,7 +100,12 @@ def _read_yaml(path: Path) -> Any:
 
 
 def sweep_runs(path: Path, choice: SweepConfig) -> list[Run]:
-    """Every run of a sweep, seed by seed, so that a partial table means something early.
+    """Every run of a sweep (see `planned`)."""
+    return [run for run, _ in planned(path, choice)]
+
+
+def planned(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]:
+    """Every run of a sweep with its settings (but for the seed), seed by seed, so that a partial table means something early.
 
     What is said later wins: the file's config, its settings, the command line's config, the pair, the variant.  So a
     layer of sizes makes every run smaller, except in the size that is varied.  Where that makes runs equal, one stays.
@@ -117,8 +123,29 @@ def sweep_runs(path: Path, choice: SweepConfig) -> list[Run]:
     runs = {}
     for seed, (words, config) in itertools.product(content.seeds if choice.seeds is None else choice.seeds, compared):
         name = run_name(check(replace(config, seed=seed)))
-        runs.setdefault(name, Run(name, str(Path(save_path) / name), [*words, "--seed", str(seed)], config.gpu >= 0))
+        run = Run(name, str(Path(save_path) / name), [*words, "--seed", str(seed)], config.gpu >= 0)
+        runs.setdefault(name, (run, config))
     return list(runs.values())
+
+
+def check_data(runs: list[tuple[Run, TrainConfig]]) -> None:
+    """Raise ConfigError where a finished run of the sweep was made with other files than the sweep would read now: its
+    name, which tells settings only, would pass it off as done.  Where the files are not at hand the records stand."""
+    digests: dict[tuple, dict[str, str]] = {}
+    for run, config in runs:
+        if not run.done:
+            continue
+        key = (config.source_name, config.target_name, config.data_path, *astuple(config.simulation))
+        if key not in digests:
+            try:
+                digests[key] = data_digests(config)
+            except SceneNotFoundError as error:
+                log.info("The finished runs cannot be held against their data: %s", error)
+                digests[key] = {}
+        before = RunFolder(run.folder).read_run().get("sha256", {})
+        if changed := sorted(name for name, digest in digests[key].items() if before.get(name) != digest):
+            raise ConfigError(f"{run.folder} was made with other data: {', '.join(changed)} changed since. Choose "
+                              "another --save_path for these.")
 
 
 def layered(layers: list[Entries]) -> list[str]:
@@ -169,8 +196,9 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
     if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
         raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
-    runs = sweep_runs(path, choice)
-    left = [run for run in runs if not run.done]
+    runs = planned(path, choice)
+    check_data(runs)
+    left = [run for run, _ in runs if not run.done]
     if choice.print:
         for run in left:
             print(shlex.join([sys.executable, PROGRAM, *run.arguments()]))
