@@ -146,6 +146,17 @@ def test_every_file_under_configs_differs_from_the_defaults_as_its_name_says():
         assert yaml.safe_load(path.read_text()).keys() == {"source_name", "target_name"}
 
 
+def test_pairs_at_cpu_size_are_those_of_the_benchmark_and_the_simulated_one():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "pair" / "cpu").glob("*.yaml")}
+    assert files.keys() == {"simulated", "houston", "pavia", "hyrank"}
+    for name, content in files.items():
+        assert parse_train(["--config", str(ROOT / "configs" / "pair" / "cpu" / f"{name}.yaml")]).re_ratio == 1
+        original = ROOT / "configs" / ("" if name == "simulated" else "pair") / f"{name}.yaml"
+        expected = yaml.safe_load(original.read_text())
+        assert {key: content[key] for key in ("source_name", "target_name")} == {
+            key: expected[key] for key in ("source_name", "target_name")}
+
+
 def test_resume_wants_a_run_folder(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         parse_train(["--resume", str(tmp_path)])
