@@ -23,10 +23,10 @@ def seeds(tmp_path):
 
 # --- the form ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("layout", ["pairs", "per_class", "ranks"])
+@pytest.mark.parametrize("layout", ["pairs", "overview", "per_class", "ranks"])
 def test_golden_tables(layout, seeds):
     """The exact text of Markdown, CSV and LaTeX."""
-    if layout == "ranks":
+    if layout in ("overview", "ranks"):
         for name in ("erm", "svm", "daan"):
             write_run(seeds / f"{name}_C", f"{name} released", 0, len(name) / 10 + (name == "erm") / 5, 0.5, target="C",
                       uses_target=name == "daan")
@@ -54,6 +54,30 @@ def test_missing_cells_are_dashes_and_not_in_the_csv():
     assert len(markup.as_csv([table]).splitlines()) == 3
 
 
+def test_the_overview_sets_pairs_and_rules_beside_each_other(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"a{seed}", "erm released", seed, 0.6 + 0.1 * seed, 0.5, oracle=0.9)
+        write_run(tmp_path / f"b{seed}", "erm released", seed, 0.8, 0.5, target="C",
+                  status="failed" if seed else "done")
+        write_run(tmp_path / f"c{seed}", "dsu released", seed, 0.7, 0.5)
+    kappa, aa, source, gained = (texts(table) for table in made(tmp_path, "overview"))
+    assert kappa["erm released"] == {"n": "1–2", "A → B": "45.0 ± 7.1", "A → C": "60.0 (n=1/2)",
+                                     "mean over pairs": "52.5"}
+    assert kappa["dsu released"] == {"n": "2", "A → B": "50.0 ± 0.0", "A → C": "–", "mean over pairs": "–"}
+    assert kappa["constant answer"]["A → B"] == "30.0" and "constant answer" not in source
+    assert aa["dsu released"]["A → B"] == "60.0 ± 0.0" and source["dsu released"]["A → B"] == "99.0 ± 0.0"
+    assert gained == {"erm released": {"n": "2", "A → B": "25.0 ± 7.1"}}      # those without an oracle are not there
+    val = made(tmp_path, "overview", "source-val")[0]
+    assert "rule source-val" in val.title and texts(val)["erm released"]["A → B"] == "30.0 ± 0.0"
+
+
+def test_the_overview_marks_scores_that_can_be_compared(seeds):
+    kappa, aa, source, gained = made(seeds, "overview")
+    assert kappa.rows["erm released"]["A → B"].mark == BEST == aa.rows["erm released"]["A → B"].mark
+    assert not any(cell.mark for table in (source, gained) for row in table.rows.values() for cell in row.values())
+    assert kappa.rows["daan released †"]["A → B"].text == "21.0 ± 0.9 (n=6/7)" and "†" in kappa.notes[0]
+
+
 # --- marks ------------------------------------------------------------------------------------------------------------
 
 def test_marks_of_the_best_and_of_what_is_no_worse(seeds):
@@ -76,7 +100,7 @@ def test_a_method_that_sees_the_target_is_marked_in_every_layout(tmp_path):
                 write_run(tmp_path / f"{target}{seed}{ablate}{beta}", "daan paper" + " no_mixing" * bool(ablate), seed,
                           0.5 + 0.1 * seed, 0.5, target=target, uses_target=True, method="daan", recipe="paper",
                           ablate=ablate, beta=beta)
-    for layout in ("pairs", "per_class", "ablation", "sensitivity", "ranks"):
+    for layout in ("pairs", "overview", "per_class", "ablation", "sensitivity", "ranks"):
         for table in made(tmp_path, layout):
             assert "†" in table.title + "".join([*table.rows, *table.columns]), layout
             assert cells.DAGGER_NOTE in table.notes, layout

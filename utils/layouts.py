@@ -15,6 +15,7 @@ from utils.cost_table import cost
 from utils.difference_tables import ablation, switches
 from utils.errors import UserError
 from utils.markup import Cell, Table
+from utils.overview_table import overview
 from utils.published import published_tables
 from utils.records import RunFolder
 from utils.selection import LAST, ORACLE
@@ -167,8 +168,8 @@ def _two(values: pd.Series, name: str, form: str) -> str:
 
 
 LAYOUTS: dict[str, Callable[[pd.DataFrame, str], list[Table]]] = {
-    "pairs": pairs, "per_class": per_class, "ablation": ablation, "switches": switches, "sensitivity": sensitivity,
-    "cost": cost, "ranks": ranks, "gradients": gradients}
+    "pairs": pairs, "overview": overview, "per_class": per_class, "ablation": ablation, "switches": switches,
+    "sensitivity": sensitivity, "cost": cost, "ranks": ranks, "gradients": gradients}
 
 
 def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool = False) -> list[Table]:

@@ -42,9 +42,10 @@ def tables(words: list[str]) -> None:
     parser = ArgumentParser(prog="main.py tables", description=tables.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
     parser.add_argument("--layout", choices=list(layouts.LAYOUTS), default="pairs",
-                        help="scores per pair and selection rule; per class; differences to the method without an "
-                             "ablation or to the recipe; scores over one setting; costs; ranks over pairs (with a "
-                             "figure); gradient norms at start and end of training")
+                        help="scores per pair and selection rule; pairs beside each other, one score a table; per "
+                             "class; differences to the method without an ablation or to the recipe; scores over one "
+                             "setting; costs; ranks over pairs (with a figure); gradient norms at start and end of "
+                             "training")
     parser.add_argument("--rule", choices=[rule.name for rule in (*RULES, ORACLE)], default=LAST.name,
                         help="selection rule (layout pairs has all of them)")
     parser.add_argument("--published", action="store_true",

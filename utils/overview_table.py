@@ -1,0 +1,64 @@
+"""The layout `overview`: all pairs beside each other, one score a table."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from utils.cells import (CONSTANT, NOT_HONEST, UNITS, by_seed, constant_cell, marks_of, notes, of_rule, rule_words,
+                         score_cell)
+from utils.markup import Cell, Table
+from utils.selection import LAST, ORACLE
+from utils.tables import SCORES
+
+MEAN = "mean over pairs"
+SHOWN = ("kappa", "aa")
+SOURCE = "source_val"
+
+
+def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """κ, AA and source-validation OA under one rule: a row per method, a column per pair.  Where runs have an oracle,
+    also how much choosing the epoch on the target's labels adds to κ."""
+    chosen = of_rule(runs, rule)
+    tables = [_beside(f"{SCORES[key]}, {rule_words(rule)} {UNITS}", chosen, key) for key in SHOWN]
+    tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, SOURCE))
+    last, oracle = (runs[runs["rule"] == name] for name in (LAST.name, ORACLE.name))
+    gained = last.assign(kappa=last["folder"].map(oracle.set_index("folder")["kappa"]) - last["kappa"])
+    gained = gained.dropna(subset="kappa")
+    if len(gained):
+        tables.append(_beside(f"What the target's labels add: κ of the {NOT_HONEST} minus κ of rule {LAST.name} (points, "
+                              "mean ± std over n seeds)", gained, "kappa", compared=False))
+    return tables
+
+
+def _beside(title: str, runs: pd.DataFrame, key: str, compared: bool = True) -> Table:
+    """A column per pair and the mean over them, for methods that have all; `compared`: a higher value is better, so the
+    best is marked and the constant answer is shown.  (No method is better for its source validation.)"""
+    rows: dict[str, dict[str, Cell]] = {name: {"n": _seeds(part)} for name, part in runs.groupby("name", sort=False)}
+    pairs, common = sorted(runs["pair"].unique()), []
+    ranked = compared and key in SHOWN
+    for pair in pairs:
+        parts = dict(list(runs[runs["pair"] == pair].groupby("name", sort=False)))
+        marks, seeds = marks_of({name: by_seed(part, key) for name, part in parts.items()}) if ranked else ({}, [])
+        common.append(seeds)
+        for name, part in parts.items():
+            rows[name][pair] = score_cell(part[key], _partial(part), *marks.get(name, ()))
+    for row in rows.values():
+        if len(pairs) > 1 and all(pair in row for pair in pairs):
+            mean = sum(row[pair].numbers["mean"] for pair in pairs) / len(pairs)
+            row[MEAN] = Cell(f"{mean:.1f}", numbers={"mean": mean})
+    if ranked:
+        rows[CONSTANT] = {pair: constant_cell(of_pair, key) for pair, of_pair in runs.groupby("pair")}
+    return Table(title, "method", rows, notes(runs, common))
+
+
+def _seeds(runs: pd.DataFrame) -> Cell:
+    """n of a method, as a range where its pairs have different ones."""
+    counts = runs.groupby("pair")["folder"].nunique()
+    low, high = counts.min(), counts.max()
+    return Cell(str(low) if low == high else f"{low}–{high}", numbers={"n": low})
+
+
+def _partial(runs: pd.DataFrame) -> str:
+    """A word where runs of this cell are unfinished."""
+    n, planned = runs["folder"].nunique(), runs["planned"].iloc[0]
+    return "" if n >= planned else f" (n={n}/{planned})"
