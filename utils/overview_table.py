@@ -34,7 +34,7 @@ def _beside(title: str, runs: pd.DataFrame, key: str, compared: bool = True) -> 
     """A column per pair and the mean over them, for methods that have all; `compared`: a higher value is better, so the
     best is marked and the constant answer is shown.  (No method is better for its source validation.)"""
     rows: dict[str, dict[str, Cell]] = {name: {"n": _seeds(part)} for name, part in runs.groupby("name", sort=False)}
-    pairs, common = sorted(runs["pair"].unique()), []
+    pairs, common = list(runs["pair"].unique()), []
     ranked = compared and key in SHOWN
     for pair in pairs:
         parts = dict(list(runs[runs["pair"] == pair].groupby("name", sort=False)))
@@ -47,7 +47,7 @@ def _beside(title: str, runs: pd.DataFrame, key: str, compared: bool = True) -> 
             mean = sum(row[pair].numbers["mean"] for pair in pairs) / len(pairs)
             row[MEAN] = Cell(f"{mean:.1f}", numbers={"mean": mean})
     if ranked:
-        rows[CONSTANT] = {pair: constant_cell(of_pair, key) for pair, of_pair in runs.groupby("pair")}
+        rows[CONSTANT] = {pair: constant_cell(of_pair, key) for pair, of_pair in runs.groupby("pair", sort=False)}
     return Table(title, "method", rows, notes(runs, common))
 
 

@@ -135,14 +135,15 @@ def named_settings(runs: pd.DataFrame) -> pd.Series:
 
 
 def by_pair(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `collect` with what belongs to the pair, simulation and data, taken out of the setting into columns
-    of their own, pairs on different data under different names, and the methods' names in a column `name`."""
+    """The rows of `collect`, pair by pair, with what belongs to the pair, simulation and data, taken out of the setting
+    into columns of their own, pairs on different data under different names, and the methods' names in a column `name`."""
     settings = runs["setting"].map(json.loads)
     runs = runs.assign(simulation=[setting.pop("simulation", {}) for setting in settings],
                        data=[setting.pop("data") for setting in settings],
                        setting=[json.dumps(setting, sort_keys=True) for setting in settings])
     runs["name"] = named_settings(runs)
-    return runs.assign(scenes=runs["pair"], pair=pair_names(runs))
+    runs = runs.assign(scenes=runs["pair"], pair=pair_names(runs))
+    return runs.sort_values("pair", kind="stable", ignore_index=True)
 
 
 def pair_names(runs: pd.DataFrame) -> pd.Series:
