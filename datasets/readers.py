@@ -216,19 +216,21 @@ def scene_digests(name: str, data_path: str | None = None) -> dict[str, str]:
     """What `load_scene` would give as the scene's sha256, without reading the scene.  Raises SceneNotFoundError."""
     path = find_description(name)
     entry = read_description(path)
-    files = [data_folder(entry, path, data_path) / part.file for part in (entry.cube, entry.labels) if part]
-    for file in files:
-        if not file.is_file():
-            raise SceneNotFoundError(_where_to_get(entry, file))
-    return {part.file: sha256(file) for part, file in zip((entry.cube, entry.labels), files)}
+    folder = data_folder(entry, path, data_path)
+    return {part.file: sha256(_existing(entry, part, folder)) for part in (entry.cube, entry.labels) if part}
+
+
+def _existing(entry: SceneFile, part: FileEntry, folder: Path) -> Path:
+    path = folder / part.file
+    if not path.is_file():
+        raise SceneNotFoundError(_where_to_get(entry, path))
+    return path
 
 
 def _read_part(entry: SceneFile, part: str, folder: Path, digests: dict[str, str]
                ) -> tuple[np.ndarray, Georeference | None]:
     source: FileEntry = getattr(entry, part)
-    path = folder / source.file
-    if not path.is_file():
-        raise SceneNotFoundError(_where_to_get(entry, path))
+    path = _existing(entry, source, folder)
     if path.suffix.lower() == ".mat":
         if source.key is None:
             raise SceneFormatError(f"{entry.name}: '{part}' needs the variable's name in {path.name}, as in "

@@ -219,7 +219,7 @@ def test_a_sweep_file_of_another_form_is_named(pair, tmp_path, capsys, entry):
 
 def test_the_switch_study_flips_every_switch_from_both_ends():
     path = Path(main.__file__).parent / "configs" / "sweep" / "switches.yaml"
-    flips = {(config.recipe, *flipped_switches(config)) for run in sweep_runs(path, SweepConfig(seeds=[0]))
+    flips = {(config.recipe, *flipped_switches(config)) for run, _ in sweep_runs(path, SweepConfig(seeds=[0]))
              for config in [parse_train(run.words)]}
     differing = {name for name, value in recipe_switches("paper").items() if recipe_switches("released")[name] != value}
     for recipe in ("paper", "released"):

@@ -41,12 +41,16 @@ def write_file(path: Path, **entries) -> str:
     return str(path)
 
 
+def runs_of(path: Path, choice: SweepConfig) -> list[Run]:
+    return [run for run, _ in sweep_runs(path, choice)]
+
+
 # sweep files
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_sweep_file_resolves_to_runs_of_different_names(name):
     content: SweepFile = read_sweep(FILES[name])
-    runs = sweep_runs(FILES[name], SweepConfig(seeds=[0]))
+    runs = runs_of(FILES[name], SweepConfig(seeds=[0]))
     repeated = 5 if name == "sensitivity" else 0         # the centre, listed under each of its six settings
     assert len(runs) == len(content.pairs) * (len(content.variants) - repeated) > 1
     assert len({run.name for run in runs}) == len({run.folder for run in runs}) == len(runs)
@@ -62,7 +66,7 @@ def test_a_sweep_file_of_the_wrong_form_is_refused(tmp_path, entries, message):
 
 def test_a_layer_that_names_no_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="'config' must name a file or a list of files, not 3"):
-        sweep_runs(write_sweep(tmp_path, variants=[{"config": [3]}])[0], SweepConfig())
+        runs_of(write_sweep(tmp_path, variants=[{"config": [3]}])[0], SweepConfig())
 
 
 def test_the_main_table_has_every_method_and_recipe_on_every_pair():
@@ -110,7 +114,7 @@ def test_a_layer_wins_over_the_settings_but_not_over_what_is_compared(tmp_path):
                           pairs=[{"batch_size": 32}, {"config": write_file(tmp_path / "pair.yaml", re_ratio=2)}])
     layer = write_file(tmp_path / "layer.yaml", patch_size=9, max_epoch=3, batch_size=16, re_ratio=4)
     other = write_file(tmp_path / "other.yaml", max_epoch=5)
-    found = [parse_train(run.words) for run in sweep_runs(file, SweepConfig(config=[layer, other]))]
+    found = [parse_train(run.words) for run in runs_of(file, SweepConfig(config=[layer, other]))]
     assert [(c.patch_size, c.batch_size, c.re_ratio, c.max_epoch) for c in found] == [
         (9, 32, 4, 5), (7, 32, 4, 5), (9, 16, 2, 5), (7, 16, 2, 5)]
 
@@ -119,7 +123,7 @@ def test_runs_go_seed_by_seed_and_equal_ones_are_one(tmp_path):
     file, runs = write_sweep(tmp_path, variants=[{"method": "erm"}, {"method": "erm_gain"}, {"patch_size": 5,
                                                                                               "method": "erm"}],
                              pairs=[{"simulation": {"severity": severity}} for severity in (1.0, 2.0)])
-    found = sweep_runs(file, SweepConfig(seeds=[3, 1]))
+    found = runs_of(file, SweepConfig(seeds=[3, 1]))
     order = [(config.seed, config.simulation.severity, config.method) for run in found
              for config in [parse_train(run.words)]]
     assert order == [(seed, severity, method) for seed in (3, 1) for severity in (1.0, 2.0)
@@ -132,7 +136,7 @@ def test_pairs_of_the_command_line_replace_those_of_the_file(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump({"config": [], "settings": {}, "pairs": [{}], "variants": [{"method": "erm"}],
                                     "seeds": [0], "save_path": "runs"}))
-    found = sweep_runs(file, SweepConfig(pairs=mine, data_path="scenes", save_path="out"))
+    found = runs_of(file, SweepConfig(pairs=mine, data_path="scenes", save_path="out"))
     about = [parse_train(run.words) for run in found]
     assert [(config.source_name, config.data_path) for config in about] == [("a", "scenes"), ("b", "scenes")]
     assert {Path(run.folder).parent for run in found} == {Path("out")}
@@ -145,7 +149,7 @@ def test_a_layer_that_is_none_is_named(tmp_path, content, word):
     if content:
         (tmp_path / "layer.yaml").write_text(content)
     with pytest.raises(ConfigError, match=f"layer.yaml.*{word}|{word}.*layer.yaml"):
-        sweep_runs(file, SweepConfig(config=[str(tmp_path / "layer.yaml")]))
+        runs_of(file, SweepConfig(config=[str(tmp_path / "layer.yaml")]))
 
 
 def test_the_command_line_layers_and_prints_commands_that_stand_alone(tmp_path, capsys):

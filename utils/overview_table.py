@@ -12,30 +12,28 @@ from utils.tables import SCORES
 
 MEAN = "mean over pairs"
 SHOWN = ("kappa", "aa")
-SOURCE = "source_val"
 
 
 def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
     """κ, AA and source-validation OA under one rule: a row per method, a column per pair.  Where runs have an oracle,
     also how much choosing the epoch on the target's labels adds to κ."""
     chosen = of_rule(runs, rule)
-    tables = [_beside(f"{SCORES[key]}, {rule_words(rule)} {UNITS}", chosen, key) for key in SHOWN]
-    tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, SOURCE))
+    tables = [_beside(f"{SCORES[key]}, {rule_words(rule)} {UNITS}", chosen, key, ranked=True) for key in SHOWN]
+    tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, "source_val"))
     last, oracle = (runs[runs["rule"] == name] for name in (LAST.name, ORACLE.name))
     gained = last.assign(kappa=last["folder"].map(oracle.set_index("folder")["kappa"]) - last["kappa"])
     gained = gained.dropna(subset="kappa")
     if len(gained):
         tables.append(_beside(f"What the target's labels add: κ of the {NOT_HONEST} minus κ of rule {LAST.name} (points, "
-                              "mean ± std over n seeds)", gained, "kappa", compared=False))
+                              "mean ± std over n seeds)", gained, "kappa"))
     return tables
 
 
-def _beside(title: str, runs: pd.DataFrame, key: str, compared: bool = True) -> Table:
-    """A column per pair and the mean over them, for methods that have all; `compared`: a higher value is better, so the
-    best is marked and the constant answer is shown.  (No method is better for its source validation.)"""
+def _beside(title: str, runs: pd.DataFrame, key: str, ranked: bool = False) -> Table:
+    """A column per pair and the mean over them, for methods that have all; `ranked`: a score of the target, so that the
+    best is marked and the constant answer is shown."""
     rows: dict[str, dict[str, Cell]] = {name: {"n": _seeds(part)} for name, part in runs.groupby("name", sort=False)}
     pairs, common = list(runs["pair"].unique()), []
-    ranked = compared and key in SHOWN
     for pair in pairs:
         parts = dict(list(runs[runs["pair"] == pair].groupby("name", sort=False)))
         marks, seeds = marks_of({name: by_seed(part, key) for name, part in parts.items()}) if ranked else ({}, [])

@@ -99,13 +99,9 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is not a valid YAML text file: {error}") from error
 
 
-def sweep_runs(path: Path, choice: SweepConfig) -> list[Run]:
-    """Every run of a sweep (see `planned`)."""
-    return [run for run, _ in planned(path, choice)]
-
-
-def planned(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]:
-    """Every run of a sweep with its settings (but for the seed), seed by seed, so that a partial table means something early.
+def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]:
+    """Every run of a sweep with its settings (but for the seed), seed by seed, so that a partial table means something
+    early.
 
     What is said later wins: the file's config, its settings, the command line's config, the pair, the variant.  So a
     layer of sizes makes every run smaller, except in the size that is varied.  Where that makes runs equal, one stays.
@@ -196,7 +192,7 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
     if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
         raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
-    runs = planned(path, choice)
+    runs = sweep_runs(path, choice)
     check_data(runs)
     left = [run for run, _ in runs if not run.done]
     if choice.print:
