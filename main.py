@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -188,6 +189,10 @@ def main(argv: list[str]) -> int:
     command, words = (argv[0], argv[1:]) if argv and argv[0] in table else ("train", argv)
     try:
         result = table[command](words)
+        sys.stdout.flush()
+    except BrokenPipeError:                                        # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -164,6 +164,16 @@ def test_the_command_line_layers_and_prints_commands_that_stand_alone(tmp_path, 
     assert not runs.exists()
 
 
+def test_a_reader_that_closes_the_output_is_no_error(tmp_path):
+    file, _ = write_sweep(tmp_path)
+    printing = subprocess.Popen([sys.executable, str(ROOT / "main.py"), "sweep", str(file), "--print"], text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    printing.stdout.close()
+    with printing.stderr as words:
+        assert "Error" not in words.read()
+    assert printing.wait() == 1
+
+
 # running
 
 def test_ray_says_how_to_install_it(tmp_path, monkeypatch, capsys):
