@@ -46,12 +46,14 @@ def train(argv: list[str]) -> RunFolder:
     check_options(config, device)
     streams = Streams(config.seed, device)
     data = load_data(config, device, streams.split)
-    method = build_method(config, data.task, streams, device, data.adaptation, begin=not config.resume)
+    method = build_method(config, data.task, streams, device, data.adaptation)
     if config.resume:
         run = open_run(config.resume)
         state = restore(run, config, data, method, streams)
     else:
+        files = method.begin_run()
         run = RunFolder.create(config, run_name(config))
+        run.update_run(initial_weights=files)
         state = {"epoch": 0, "seconds": 0.0, "selected": {}}
         save_state(run, config, data, method, streams, state)
     run.begin(config, data, environment(device, backend_of(config, device)))

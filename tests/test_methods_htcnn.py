@@ -1,5 +1,6 @@
 """HTCNN: transferred weights, their file, the network behind three bands, attention."""
 
+import hashlib
 import math
 
 import pytest
@@ -60,6 +61,8 @@ def test_a_run_of_htcnn_needs_its_weight_file_only_to_begin(pair, tmp_path):
     torch.save({f"features.{name}": value for name, value in vgg_blocks()[0].state_dict().items()}, tmp_path / "v.pth")
     run = pair.run("--method", "htcnn", "--htcnn_weights", str(tmp_path / "v.pth"), "--max_epoch", "1",
                    save_path=tmp_path / "runs")
+    digest = hashlib.sha256((tmp_path / "v.pth").read_bytes()).hexdigest()
+    assert run.read_run()["initial_weights"] == {"v.pth": digest}
     (tmp_path / "v.pth").unlink()
     assert load_run(run).method.settings.htcnn_weights == str(tmp_path / "v.pth")
 

@@ -132,13 +132,10 @@ def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig, most: int | 
 
 
 def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device,
-                 adaptation: PatchSampler | None = None, begin: bool = False) -> Method:
+                 adaptation: PatchSampler | None = None) -> Method:
     """The method with freshly initialised networks on the device.  One that adapts gets its target patches, augmented
-    as the source's are, from `adaptation`.  begin: whether a new run begins with it (Method.begin_run)."""
-    method = method_class(config.method)(task, config, streams)
-    if begin:
-        method.begin_run()
-    method.to(device)
+    as the source's are, from `adaptation`."""
+    method = method_class(config.method)(task, config, streams).to(device)
     if adaptation is not None:
         method.draw_target = partial(adaptation.draw, rng=streams.target, augmentation=augmentation(config))
     return method

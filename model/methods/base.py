@@ -114,9 +114,10 @@ class Method(nn.Module):
                                                  fused=True if self.device.type == "cpu" else None)
         return self.optimisers[name]
 
-    def begin_run(self) -> None:
+    def begin_run(self) -> dict[str, str]:
         """Called once before a new run's first step, not where a run goes on or is applied: the place to read files that
-        training starts from."""
+        training starts from.  Returns file name -> SHA-256 of these, for run.json."""
+        return {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first step of epoch number 0, 1, ..."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -44,11 +45,14 @@ class HTCNN(ERM):
     def build_classifier(self) -> nn.Module:
         return VGGClassifier(self.task.bands, self.task.n_classes, self.settings.pro_dim, self.settings.precision)
 
-    def begin_run(self) -> None:
+    def begin_run(self) -> dict[str, str]:
         """Read the ImageNet weights."""
-        for classifier in (self.discriminator, self.averaged):
-            if classifier is not None and self.settings.htcnn_weights is not None:
-                load_vgg(classifier.vgg, Path(self.settings.htcnn_weights))
+        if self.settings.htcnn_weights is None:
+            return {}
+        path = Path(self.settings.htcnn_weights)
+        for classifier in filter(None, (self.discriminator, self.averaged)):
+            load_vgg(classifier.vgg, path)
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
 
     @staticmethod
     def label_note(settings: Settings) -> str:
