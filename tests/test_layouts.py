@@ -60,13 +60,15 @@ def test_the_overview_sets_pairs_and_rules_beside_each_other(tmp_path):
         write_run(tmp_path / f"b{seed}", "erm released", seed, 0.8, 0.5, target="C",
                   status="failed" if seed else "done")
         write_run(tmp_path / f"c{seed}", "dsu released", seed, 0.7, 0.5)
+        write_run(tmp_path / f"d{seed}", "mixup released", seed, 0.7, 0.5, oracle=None if seed else 0.9)
     kappa, aa, source, gained = (texts(table) for table in made(tmp_path, "overview"))
     assert kappa["erm released"] == {"n": "1–2", "A → B": "45.0 ± 7.1", "A → C": "60.0 (n=1/2)",
                                      "mean over pairs": "52.5"}
     assert kappa["dsu released"] == {"n": "2", "A → B": "50.0 ± 0.0", "A → C": "–", "mean over pairs": "–"}
     assert kappa["constant answer"]["A → B"] == "30.0" and "constant answer" not in source
     assert aa["dsu released"]["A → B"] == "60.0 ± 0.0" and source["dsu released"]["A → B"] == "99.0 ± 0.0"
-    assert gained == {"erm released": {"n": "2", "A → B": "25.0 ± 7.1"}}      # those without an oracle are not there
+    assert gained == {"erm released": {"n": "2", "A → B": "25.0 ± 7.1"},      # those without an oracle are not there,
+                      "mixup released": {"n": "1", "A → B": "20.0"}}          # nor do they count as unfinished
     val = made(tmp_path, "overview", "source-val")[0]
     assert "rule source-val" in val.title and texts(val)["erm released"]["A → B"] == "30.0 ± 0.0"
 

@@ -22,7 +22,8 @@ def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
     tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, "source_val"))
     last, oracle = (runs[runs["rule"] == name] for name in (LAST.name, ORACLE.name))
     gained = last.assign(kappa=last["folder"].map(oracle.set_index("folder")["kappa"]) - last["kappa"])
-    gained = gained.dropna(subset="kappa")
+    unasked = gained["kappa"].isna().groupby([gained["pair"], gained["name"]]).transform("sum")
+    gained = gained.assign(planned=gained["planned"] - unasked).dropna(subset="kappa")
     if len(gained):
         tables.append(_beside(f"What the target's labels add: κ of the {NOT_HONEST} minus κ of rule {LAST.name} (points, "
                               "mean ± std over n seeds)", gained, "kappa"))
