@@ -28,13 +28,14 @@ def write_lines(path, records):
 
 
 def write_run(folder, label="erm", seed=0, val=(0.5, 0.6), target=(0.4, 0.5), steps=100, status="done", pair="AB",
-              shifted=None, im=None, diagnostics=None, data="one", **setting):
+              shifted=None, im=None, diagnostics=None, data="one", uses_target=False, **setting):
     """A run folder with a value per epoch in val, target, shifted and im; diagnostics: records."""
     folder.mkdir(parents=True)
     config = {"seed": seed, "data_path": str(folder), "oracle": True, "simulation": {"severity": 1.0, "seed": 0}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | setting))
     (folder / "run.json").write_text(json.dumps({"label": label, "source": pair[0], "target": pair[1], "seed": seed,
-                                                 "status": status, "sha256": {"cube": data}}))
+                                                 "status": status, "sha256": {"cube": data},
+                                                 "uses_target": uses_target}))
     shifts = [{}] * len(val) if shifted is None else \
         [{"shifted_source": score(value) | {"views": {}}} for value in shifted]
     write_lines(folder / "epochs.jsonl", [{"epoch": k, "losses": {"ce": 1.0}, "seconds": 2.5, "steps": steps,
@@ -158,6 +159,15 @@ def test_selection_table_marks_what_reads_the_target_and_leaves_out_what_is_too_
     assert list(table.loc["source-val"]) == ["no target", "2", "–", "–", "-1.00 (n=1)", "15.0"]
     assert list(table.loc["IM"]) == ["uses unlabelled target", "1", "–", "–", "-1.00", "30.0"]
     assert list(table.loc["last"]) == ["no target", "2", "–", "–", "1.00", "0.0"]
+
+
+def test_methods_that_saw_the_target_are_marked(tmp_path):
+    write_run(tmp_path / "b", "erm released")
+    assert "†" not in study.make_tables(study.read([tmp_path]))["scores"][0]
+    write_run(tmp_path / "a", "dsan released", uses_target=True)
+    text, _ = study.make_tables(study.read([tmp_path]))["scores"]
+    assert "| dsan released † |" in text and "| erm released    |" in text
+    assert text.endswith("† sees unlabelled target patches while it trains.")
 
 
 def test_norms_are_geometric_means_of_the_last_record(tmp_path):

@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from scipy.stats import spearmanr
 
+from utils.cells import DAGGER, DAGGER_NOTE
 from utils.config import with_defaults
 from utils.errors import UserError
 from utils.metrics import constant_answer, scores
@@ -80,7 +81,7 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
                         "folder of a sweep (configs/sweep).")
     runs = pd.DataFrame([place for place, _ in found.values()])
     runs["pair"] = pair_names(runs)
-    runs["name"] = named_settings(runs)
+    runs["name"] = named_settings(runs) + np.where(runs["uses_target"], DAGGER, "")
     points = pd.DataFrame([{**run, **epoch} for run, (_, epochs) in
                            zip(runs.drop(columns=["data", "simulation", "method", "setting"]).to_dict("records"),
                                found.values()) for epoch in epochs])
@@ -89,7 +90,8 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def _place(run: RunFolder) -> dict[str, Any]:
-    """What a run is: pair, data (digest), simulation, method (label), setting (the rest, as JSON), seed, finished."""
+    """What a run is: pair, data (digest), simulation, method (label), setting (the rest, as JSON), seed, finished, and
+    whether it saw unlabelled target."""
     about, config = run.read_run(), with_defaults(yaml.safe_load(run.config.read_text()))
     setting = {name: value for name, value in config.items()
                if name not in NO_SETTING | {"simulation"} and value is not None}
@@ -97,7 +99,7 @@ def _place(run: RunFolder) -> dict[str, Any]:
     return {"pair": f"{about['source']} → {about['target'] or MISSING}", "data": digest,
             "simulation": config.get("simulation") or {}, "method": about["label"],
             "setting": json.dumps(setting, sort_keys=True), "seed": about["seed"], "folder": str(run.path),
-            "finished": about["status"] == "done"}
+            "finished": about["status"] == "done", "uses_target": about.get("uses_target", False)}
 
 
 def _epochs(run: RunFolder) -> list[dict[str, Any]]:
@@ -235,8 +237,13 @@ def make_tables(points: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     made = {"scores": (score_tables(points), "method", last_epochs(points).drop(columns=["folder"])),
             "selection": (selection_tables(points), "score", selection(points)),
             "norms": (norm_tables(points), "method", norm_ratios(points).reset_index())}
-    return {name: ("\n\n".join(f"**{title}**\n\n{markdown(table, index)}" for title, table in tables.items()), numbers)
-            for name, (tables, index, numbers) in made.items() if tables}
+    return {name: (_text(tables, index), numbers) for name, (tables, index, numbers) in made.items() if tables}
+
+
+def _text(tables: dict[str, pd.DataFrame], index: str) -> str:
+    parts = [f"**{title}**\n\n{markdown(table, index)}" for title, table in tables.items()]
+    marked = any(str(row).endswith(DAGGER) for table in tables.values() for row in table.index)
+    return "\n\n".join(parts + [DAGGER_NOTE] * marked)
 
 
 def insert_tables(path: Path, folder: str, texts: dict[str, str]) -> None:
