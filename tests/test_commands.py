@@ -1,6 +1,7 @@
 """The commands beside train, on real runs."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,11 @@ def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path)
     assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
     folders = sorted((tmp_path / "sweep").iterdir())
+    folders = [folder for folder in folders if folder.is_dir()]
     assert len(folders) == 2 and all(RunFolder(folder).read_run()["status"] == "done" for folder in folders)
+    printed = capfd.readouterr()                       # one bar over all; what the runs say is in their logs
+    assert "2/2" in printed.err and not any("selection rule" in text or "step/s" in text for text in printed)
+    assert all("selection rule" in (folder / "log.txt").read_text() for folder in folders)
     times = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
     RunFolder(folders[0]).update_run(status="interrupted")
     assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
@@ -183,7 +188,7 @@ def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, capl
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
     words = ["sweep", str(tmp_path / "sweep.yaml")]
     assert main.main(words) == 0
-    (run,) = (tmp_path / "sweep").iterdir()
+    (run,) = filter(Path.is_dir, (tmp_path / "sweep").iterdir())
     before = (run / "evaluation.json").read_bytes()
     labels = pair.folder / "coast_gt.mat"
     kept = labels.read_bytes()
@@ -197,11 +202,27 @@ def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, capl
     assert main.main(words) == 0 and (run / "evaluation.json").read_bytes() == before
 
 
+def test_a_sweep_takes_no_run_of_other_settings_as_its_own(pair, tmp_path, capsys):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
+    words = ["sweep", str(tmp_path / "sweep.yaml")]
+    assert main.main(words) == 0
+    (run,) = filter(Path.is_dir, (tmp_path / "sweep").iterdir())
+    settings = run / "config.yaml"
+    now = settings.read_text()
+    settings.write_text(now.replace("lr: 0.001", "lr: 0.5"))         # as if the default had been another one then
+    for status in ("done", "interrupted"):
+        RunFolder(run).update_run(status=status)
+        assert main.main(words) == 2
+        assert f"{run} was made with other settings: lr (0.5 there, 0.001 now)" in capsys.readouterr().err
+    (run / "checkpoint.pt").unlink()                                 # never begun: nothing to lose
+    assert main.main(words) == 0 and settings.read_text() == now
+
+
 def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
                 variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
     assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 1
-    assert "failed:" in caplog.text and len(list((tmp_path / "sweep").glob("*/evaluation.json"))) == 1
+    assert re.search(r"failed: .*exit code 2: ConfigError: .*training_sample_ratio.*log\.txt", caplog.text) and len(list((tmp_path / "sweep").glob("*/evaluation.json"))) == 1
 
 
 def test_a_sweep_file_with_another_key_is_refused(tmp_path, capsys):

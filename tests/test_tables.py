@@ -1,6 +1,7 @@
 """Records of many runs -> one frame: what belongs together, what is left out, and with what word."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,9 @@ import pytest
 
 from table_runs import made, texts, write_run
 from utils import tables
+from utils.config import parse_train
 from utils.errors import UserError
+from utils.plan import write_plan
 from utils.records import RunFolder
 
 
@@ -41,6 +44,19 @@ def test_unfinished_runs_make_a_row_partial(tmp_path):
     write_run(tmp_path / "b", "erm", 1, 0.8, 0.5, status="interrupted")
     row = texts(made(tmp_path)[0])["erm"]
     assert row["n"] == "1/2" and row["last: OA"] == "60.0"
+
+
+def test_runs_that_a_sweep_has_yet_to_begin_make_a_row_partial(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"a{seed}", "erm", seed, 0.6, 0.5, lr=0.1)
+        write_run(tmp_path / f"b{seed}", "erm", seed, 0.6, 0.5, lr=0.2)
+    configs = [replace(parse_train(["--lr", str(lr)]), seed=seed) for lr in (0.1, 0.3) for seed in range(4)]
+    write_plan(tmp_path, "table", configs)
+    assert {name: row["n"] for name, row in texts(made(tmp_path)[0]).items()} == {
+        "erm lr=0.1": "2/4", "erm lr=0.2": "2", "constant answer": "–"}
+    write_plan(tmp_path, "other", configs[:1])
+    write_plan(tmp_path, "table", configs[:3])                       # what a sweep means to run now counts
+    assert texts(made(tmp_path)[0])["erm lr=0.1"]["n"] == "2/3"
 
 
 def test_a_repetition_and_a_damaged_folder_are_left_out_with_a_word(tmp_path, caplog):

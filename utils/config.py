@@ -156,6 +156,7 @@ def check(config: TrainConfig) -> TrainConfig:
     """Resolve the recipe and refuse impossible values, by name."""
     method = method_class(config.method)
     resolve_switches(config)
+    config.ablate = sorted(set(config.ablate))
     if method.single_pass:
         config.max_epoch = 1
     if method.uses_target and config.target_name is None:

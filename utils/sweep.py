@@ -15,10 +15,12 @@ from typing import Any, Optional
 import yaml
 from tqdm import tqdm
 
+from datasets.readers import sha256
 from utils import sweep_process
 from utils.assembly import data_digests
-from utils.config import TrainConfig, check, parse_train
+from utils.config import WITHOUT_EFFECT, TrainConfig, check, parse_train, to_dict, with_defaults
 from utils.errors import ConfigError, SceneNotFoundError
+from utils.plan import write_plan
 from utils.records import ROOT, RunFolder, run_name
 from utils.sweep_process import INTERRUPTED, Run
 from utils.sweep_ray import train_on_ray
@@ -100,8 +102,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]:
-    """Every run of a sweep with its settings (but for the seed), seed by seed, so that a partial table means something
-    early.
+    """Every run of a sweep with its settings, seed by seed, so that a partial table means something early.
 
     What is said later wins: the file's config, its settings, the command line's config, the pair, the variant.  So a
     layer of sizes makes every run smaller, except in the size that is varied.  Where that makes runs equal, one stays.
@@ -118,30 +119,46 @@ def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]
         compared.append((words, parse_train(words)))
     runs = {}
     for seed, (words, config) in itertools.product(content.seeds if choice.seeds is None else choice.seeds, compared):
-        name = run_name(check(replace(config, seed=seed)))
+        config = check(replace(config, seed=seed))
+        name = run_name(config)
         run = Run(name, str(Path(save_path) / name), [*words, "--seed", str(seed)], config.gpu >= 0)
         runs.setdefault(name, (run, config))
     return list(runs.values())
 
 
-def check_data(runs: list[tuple[Run, TrainConfig]]) -> None:
-    """Raise ConfigError where a finished run of the sweep was made with other files than the sweep would read now: its
-    name, which tells settings only, would pass it off as done.  Where the files are not at hand the records stand."""
-    digests: dict[tuple, dict[str, str]] = {}
+def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
+    """Raise ConfigError where a run of the sweep that is there already, finished or begun, was made with other settings or
+    other files than it would have now: its name, a hash of what differs from recipe and defaults, shows neither."""
+    files: dict[tuple, dict[str, str]] = {}
     for run, config in runs:
-        if not run.done:
+        folder = RunFolder(run.folder)
+        if not (run.done or folder.checkpoint.exists()):
             continue
-        key = (config.source_name, config.target_name, config.data_path, *astuple(config.simulation))
-        if key not in digests:
-            try:
-                digests[key] = data_digests(config)
-            except SceneNotFoundError as error:
-                log.info("The finished runs cannot be held against their data: %s", error)
-                digests[key] = {}
-        before = RunFolder(run.folder).read_run().get("sha256", {})
-        if changed := sorted(name for name, digest in digests[key].items() if before.get(name) != digest):
-            raise ConfigError(f"{run.folder} was made with other data: {', '.join(changed)} changed since. Choose "
+        now, then = to_dict(config), with_defaults(_read_yaml(folder.config))
+        changed = [f"{name} ({then[name]} there, {value} now)" for name, value in now.items()
+                   if name not in WITHOUT_EFFECT and then[name] != value]
+        if changed:
+            raise ConfigError(f"{folder.path} was made with other settings: {', '.join(changed)}. Choose another "
+                              "--save_path for these.")
+        key = (config.source_name, config.target_name, config.data_path, config.htcnn_weights, *astuple(config.simulation))
+        if key not in files:
+            files[key] = _digests(config)
+        about = folder.read_run()
+        before = about.get("sha256", {}) | about.get("initial_weights", {})
+        if changed := sorted(name for name, digest in files[key].items() if before.get(name) != digest):
+            raise ConfigError(f"{folder.path} was made with other data: {', '.join(changed)} changed since. Choose "
                               "another --save_path for these.")
+
+
+def _digests(config: TrainConfig) -> dict[str, str]:
+    """file -> SHA-256 of what a run reads; nothing where the files are not at hand, so that the records stand."""
+    try:
+        found = data_digests(config)
+    except SceneNotFoundError as error:
+        log.info("The runs that are there cannot be held against their data: %s", error)
+        return {}
+    weights = config.htcnn_weights and Path(config.htcnn_weights)
+    return found | ({weights.name: sha256(weights)} if weights and weights.is_file() else {})
 
 
 def layered(layers: list[Entries]) -> list[str]:
@@ -193,37 +210,45 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
         raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
     runs = sweep_runs(path, choice)
-    check_data(runs)
+    check_made(runs)
     left = [run for run, _ in runs if not run.done]
     if choice.print:
         for run in left:
             print(shlex.join([sys.executable, PROGRAM, *run.arguments()]))
         return 0
+    save_path = Path(runs[0][0].folder).parent
+    _check_folder(save_path)
+    write_plan(save_path, path.stem, (config for _, config in runs))
     if not left:
         return 0
-    save_path = Path(left[0].folder).parent
-    _check_folder(save_path)
-    ended = _one_by_one(left) if choice.ray is None else \
-        train_on_ray(left, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run, choice.gpus_per_run)
-    failed = []
-    with closing(ended), tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem) as bar:
-        for run, failure in ended:
-            bar.update()
-            if failure:
-                failed.append(run)
-                log.warning("%s failed (%s); the others go on.", run.name, failure)
-    for run in failed:
-        log.warning("failed: %s", run.name)
+    failed = {}
+    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem, dynamic_ncols=True) as bar:
+        ended = _one_by_one(left, bar) if choice.ray is None else \
+            train_on_ray(left, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run, choice.gpus_per_run)
+        try:
+            with closing(ended):
+                for run, failure in ended:
+                    bar.update()
+                    if failure:
+                        failed[run.name] = failure
+                        log.warning("%s failed; the others go on.", run.name)
+        except KeyboardInterrupt:
+            log.warning("Interrupted; what was under way is saved. Start the same sweep again to go on.")
+            raise
+    for name, failure in failed.items():
+        log.warning("failed: %s: %s", name, failure)
     return 1 if failed else 0
 
 
-def _one_by_one(runs: list[Run]) -> Iterator[tuple[Run, Optional[str]]]:
-    """Train the runs in turn; yields each that has ended, with what went wrong.  An interrupted one ends them all."""
+def _one_by_one(runs: list[Run], bar: tqdm) -> Iterator[tuple[Run, Optional[str]]]:
+    """Train the runs in turn, the last words of each behind the bar; yields each that has ended, with what went wrong.
+    An interrupted one ends them all."""
+    show = bar.set_postfix_str if sys.stderr.isatty() else None
     for run in runs:
-        code = sweep_process.train(run, PROGRAM, {})
+        code, words = sweep_process.train_logged(run, PROGRAM, {}, watch=show)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
-        yield run, f"exit code {code}" if code else None
+        yield run, f"exit code {code}: {words}" if code else None
 
 
 def _check_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +54,14 @@ class ProcessLost(Exception):
 
 
 def train(run: Run, program: str, environment: Mapping[str, str], gpu: Optional[int] = None,
-          log: Optional[BinaryIO] = None) -> int:
+          log: Optional[BinaryIO] = None, watch: Optional[Callable[[], None]] = None) -> int:
     """Bring a run to its end in a process of its own; returns the exit code, 0 where it is done already.
 
     Waits while another process works in the run folder.  The operating system gives the folder's lock back when the
     process that took it and the training process have both ended, however they did: no lock outlives its owners.
 
     program: path of main.py.  environment: variables set besides those of this process.  log: where the output goes.
+    watch: is called now and then meanwhile.
     """
     with locked(Path(run.folder)) as lock:
         if run.done:
@@ -69,7 +70,20 @@ def train(run: Run, program: str, environment: Mapping[str, str], gpu: Optional[
         guard = [sys.executable, "-I", str(Path(program).parent / GUARD), str(os.getpid())]
         with subprocess.Popen([*guard, *command], env={**os.environ, **environment}, stdout=log, stderr=log,
                               pass_fds=[lock.fileno()]) as process:
-            return _wait(process)
+            return _wait(process, watch)
+
+
+def train_logged(run: Run, program: str, environment: Mapping[str, str], gpu: Optional[int] = None,
+                 watch: Optional[Callable[[str], None]] = None) -> tuple[int, str]:
+    """`train` with its output appended to the run's log; returns the exit code and, in words, the log's last line.
+
+    watch: is given the log's last line now and then meanwhile.
+    """
+    path = Path(run.folder, LOG)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as log:
+        code = train(run, program, environment, gpu, log, watch and (lambda: watch(_last_line(path))))
+    return code, f"{_last_line(path)} ({path})"
 
 
 @contextmanager
@@ -86,14 +100,15 @@ def locked(folder: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _wait(process: subprocess.Popen) -> int:
+def _wait(process: subprocess.Popen, watch: Optional[Callable[[], None]]) -> int:
     """The exit code.  An interruption is passed on to the process, so that it can save and say how to go on."""
     try:
         while True:
             try:
                 return process.wait(timeout=POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                continue
+                if watch:
+                    watch()
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
@@ -102,7 +117,7 @@ def _wait(process: subprocess.Popen) -> int:
 
 def train_there(run: Run, program: str, working_folder: str, mark: str, environment: Mapping[str, str],
                 gpu: int) -> Optional[str]:
-    """`train` as a task on some machine; returns what went wrong, or None.  The output is appended to the run's log.
+    """`train_logged` as a task on some machine; returns what went wrong, or None.
 
     Raises ProcessLost where another try, from the last checkpoint, may help.
     """
@@ -110,13 +125,11 @@ def train_there(run: Run, program: str, working_folder: str, mark: str, environm
     if problem:
         return problem
     os.chdir(working_folder)
-    Path(run.folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(run.folder, LOG), "ab") as log:
-        code = train(run, program, environment, gpu, log)
+    code, words = train_logged(run, program, environment, gpu)
     if code < 0 or code == INTERRUPTED:
         raise ProcessLost(f"its process was stopped on {socket.gethostname()} (exit code {code}); {run.folder}/{LOG} "
                           "holds its output")
-    return f"exit code {code}: {_last_line(Path(run.folder, LOG))} ({run.folder}/{LOG})" if code else None
+    return f"exit code {code}: {words}" if code else None
 
 
 def missing_there(program: str, working_folder: str, mark: str) -> Optional[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 
 from utils.config import WITHOUT_EFFECT, with_defaults
 from utils.errors import UserError
+from utils.plan import planned
 from utils.records import RunFolder, find_runs, write_text
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,11 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders below `folders`.
 
     Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as
-    JSON), seed, planned (runs of this setting, unfinished ones included), rule, epoch, source_val and shifted_source
-    (OA; missing in runs older than the rule), oa, aa, kappa, macro_f1 and per_class, the constant answer's scores as
-    constant_*, classes, uses_target (whether training saw unlabelled target), folder; scores as fractions.  A folder
-    that cannot be read, an unfinished run and a repetition of the same setting and seed are left out with a word.
+    JSON), seed, planned (runs of this setting, with unfinished ones and those that a sweep has yet to begin), rule,
+    epoch, source_val and shifted_source (OA; missing in runs older than the rule), oa, aa, kappa, macro_f1 and
+    per_class, the constant answer's scores as constant_*, classes, uses_target (whether training saw unlabelled
+    target), folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition of the same
+    setting and seed are left out with a word.
     Raises UserError where nothing is left.
     """
     found: dict[tuple, _Found] = {}
@@ -78,23 +80,31 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
                         run.path if len(old.rows) >= len(new.rows) else old.rows[0]["folder"])
         if old is None or len(new.rows) > len(old.rows):      # finished before unfinished, with oracle before without
             found[new.key] = new
+    like = {run.kind: run for run in found.values()}
+    for seed, settings in planned(folders):                   # those that are not even begun
+        if run := like.get(_kind(with_defaults(settings))):
+            found.setdefault((*run.key[:-1], seed), replace(run, seed=seed, rows=[]))
     rows = [row for run in found.values() for row in run.rows]
     if not rows:
         raise UserError(f"No finished run with a labelled target below {', '.join(map(str, folders))}.")
-    planned = Counter(key[:-1] for key in found)
+    counts = Counter(key[:-1] for key in found)
     table = pd.DataFrame(rows)
-    table["planned"] = [planned[key] for key in zip(table["pair"], table["method"], table["setting"])]
+    table["planned"] = [counts[key] for key in zip(table["pair"], table["method"], table["setting"])]
     return table.sort_values(["pair", "method", "setting", "seed"], kind="stable", ignore_index=True)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What one run folder says: its place in a table, and a row per selection rule (none where it is unfinished)."""
+    """What one run folder says: its place in a table, and a row per selection rule (none where it is unfinished).
+
+    kind: the settings that it shares with the same run of another seed.
+    """
 
     pair: str
     method: str
     setting: str
     seed: int
+    kind: str
     rows: list[dict[str, Any]]
 
     @property
@@ -105,12 +115,14 @@ class _Found:
 def _run_rows(run: RunFolder) -> _Found:
     about, config = run.read_run(), with_defaults(yaml.safe_load(run.config.read_text()))
     settings = {name: value for name, value in config.items() if name not in NO_SETTING and value is not None}
+    if about.get("initial_weights"):
+        settings["htcnn_weights"] = ", ".join(digest[:8] for digest in about["initial_weights"].values())
     data = hashlib.sha256(json.dumps(about["sha256"], sort_keys=True).encode()).hexdigest()[:8]
     setting = json.dumps(settings | {"data": data}, sort_keys=True)
     place = {"pair": f"{about['source']} → {about['target']}", "method": about["label"], "setting": setting,
              "seed": about["seed"]}
     if about["status"] != "done":
-        return _Found(**place, rows=[])
+        return _Found(**place, kind=_kind(config), rows=[])
     content = json.loads(run.evaluation.read_text())
     entries = content["rules"] | ({"oracle": content["oracle"]} if "oracle" in content else {})
     rows = [{**place, "rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
@@ -119,7 +131,12 @@ def _run_rows(run: RunFolder) -> _Found:
              **{f"constant_{key}": content["constant"][key] for key in (*SCORES, "per_class")},
              "classes": about["classes"], "uses_target": about.get("uses_target", False), "folder": str(run.path)}
             for rule, entry in entries.items() if "target" in entry]
-    return _Found(**place, rows=rows)
+    return _Found(**place, kind=_kind(config), rows=rows)
+
+
+def _kind(config: dict[str, Any]) -> str:
+    return json.dumps({name: value for name, value in config.items() if name not in WITHOUT_EFFECT | {"seed", "oracle"}},
+                      sort_keys=True)
 
 
 def named_settings(runs: pd.DataFrame) -> pd.Series:
