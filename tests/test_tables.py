@@ -123,12 +123,15 @@ def test_a_table_is_put_between_its_marks(tmp_path):
         tables.insert(path, "switches/pairs", "")
 
 
-def test_tables_in_the_readme_are_those_under_figure():
-    root = Path(__file__).resolve().parent.parent
-    readme = (root / "README.md").read_text()
-    names = re.findall(r"<!-- (\w+/\w+) -->", readme)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_tables_on_a_page_are_those_under_figure(page):
+    text = page.read_text()
+    names = re.findall(r"<!-- (\w+/\w+) -->", text)
     assert names
     for name in names:
-        shown = readme.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
-        made = (root / "figure" / f"{name}.md").read_text().partition("\n\nMade by")[0].rstrip("\n")
+        shown = text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
+        made = (ROOT / "figure" / f"{name}.md").read_text().partition("\n\nMade by")[0].rstrip("\n")
         assert shown == made
