@@ -224,7 +224,8 @@ def test_ranks_leave_out_what_was_not_run_everywhere(tmp_path, caplog):
     table, = made(tmp_path, "ranks")
     assert list(table.rows) == ["erm", "svm", "dsu"] and "coral is left out" in caplog.text
     assert [row["mean rank"].text for row in table.rows.values()] == ["1.00", "2.00", "3.00"]
-    assert "N = 3 pairs" in table.notes[0]
+    assert [row["n"].text for row in table.rows.values()] == ["1", "1", "1"]
+    assert "N = 3 pairs" in table.notes[0] and "fewer than 5 seeds" in table.notes[1]
     with pytest.raises(UserError, match="three methods"):
         made(tmp_path / "erm", "ranks")
 

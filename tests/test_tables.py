@@ -29,6 +29,9 @@ def test_every_rule_has_its_columns_and_says_how_many_runs_know_it(tmp_path):
     text = tables.run_table(RunFolder(tmp_path / "a"))
     assert "shifted-source OA" in text and "| shifted-source " in text and "80.0" in text
     assert "shifted-source" not in tables.run_table(RunFolder(tmp_path / "c"))
+    assert "unlabelled" not in text
+    write_run(tmp_path / "d", "dsan", 0, 0.6, 0.5, uses_target=True)
+    assert "seed 0, unlabelled target seen (percent; n=1)" in tables.run_table(RunFolder(tmp_path / "d"))
 
 
 def test_runs_of_different_settings_are_never_averaged(tmp_path):

@@ -85,10 +85,16 @@ def score_cell(values: pd.Series, suffix: str = "", mark: str = "", p: float | N
 
 
 def seeds_cell(runs: pd.DataFrame) -> Cell:
-    """n, as n/planned where runs are unfinished (an oracle is scored only in runs that ask for it)."""
+    """n, as n/planned where runs are unfinished."""
     n, planned = runs["folder"].nunique(), runs["planned"].iloc[0]
-    whole = n == planned or list(runs["rule"].unique()) == [ORACLE.name]
-    return Cell(str(n) if whole else f"{n}/{planned}", numbers={"n": n})
+    return Cell(str(n) if n == planned else f"{n}/{planned}", numbers={"n": n})
+
+
+def seeds_over_pairs(runs: pd.DataFrame) -> Cell:
+    """n of a method, as a range where its pairs have different ones."""
+    counts = runs.groupby("pair")["folder"].nunique()
+    low, high = counts.min(), counts.max()
+    return Cell(str(low) if low == high else f"{low}–{high}", numbers={"n": low})
 
 
 def constant_cell(runs: pd.DataFrame, key: str) -> Cell:

@@ -10,6 +10,7 @@ import numpy as np
 from datasets.scene import Scene
 from datasets.splits import labelled_pixels
 from utils.assembly import read_scene, scene_sampler
+from utils.cells import DAGGER, DAGGER_NOTE
 from utils.errors import ConfigError
 from utils.markup import Cell, Table
 from utils.metrics import confusion_matrix, scores
@@ -65,8 +66,9 @@ def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
         raise ConfigError(f"{scene.name} has no labelled pixel to compare maps on.")
     maps = [classify(trained.method, scene_sampler(scene, trained.config, trained.device)).cpu().numpy()
             for trained, _ in opened]
-    names = [f"{letter}: {(about := open_run(folder).read_run())['label']}, seed {about['seed']}"
-             for letter, folder in (("A", first), ("B", second))]
+    about = [open_run(folder).read_run() for folder in (first, second)]
+    names = [f"{letter}: {run['label']}{DAGGER if run.get('uses_target') else ''}, seed {run['seed']}"
+             for letter, run in zip("AB", about)]
     return tables(names, np.asarray(truth), maps, np.asarray(centres), n_classes, scene.name, choice)
 
 
@@ -102,7 +104,7 @@ def tables(names: list[str], truth: np.ndarray, maps: list[np.ndarray], position
              f"({choice.resamples} resamples of {blocks.shape[1]} blocks of {choice.block}×{choice.block} pixels, "
              f"seed {choice.seed})")
     how = "exact binomial" if test.exact else "χ² with continuity correction"
-    return [Table(title, "map", rows, [NOTE]),
+    return [Table(title, "map", rows, [NOTE, *[DAGGER_NOTE] * any(DAGGER in name for name in names)]),
             Table(f"{scene}, rule {choice.rule}: McNemar's test ({how})", "maps", {"A and B": right})]
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from utils.assembly import Data, load_data
+from utils.cells import marked_names
 from utils.comparison_figures import plot_features, plot_map_gallery, plot_seeds, plot_severity
 from utils.errors import UserError
 from utils.predict import BATCH, map_scene
@@ -42,7 +43,7 @@ def gallery(layout: str, folders: list[str | Path], gpu: int | None = None, data
     Raises UserError where the runs hold nothing for it.
     """
     runs = collect(folders)
-    return LAYOUTS[layout](by_pair(runs[runs["rule"] == LAST.name]), gpu, data_path)
+    return LAYOUTS[layout](marked_names(by_pair(runs[runs["rule"] == LAST.name])), gpu, data_path)
 
 
 def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils.cells import (CONSTANT, DAGGER, DAGGER_NOTE, NOT_HONEST, UNITS, add_constant, marked_names, marks_of,
-                         notes, of_rule, rule_words, score_cell, score_table, seeds_cell)
+                         notes, of_rule, rule_words, score_cell, score_table, seeds_cell, seeds_over_pairs)
 from utils.cost_table import cost
 from utils.difference_tables import ablation, switches
 from utils.errors import UserError
@@ -19,7 +19,7 @@ from utils.overview_table import overview
 from utils.published import published_tables
 from utils.records import RunFolder
 from utils.selection import LAST, ORACLE
-from utils.statistics import ALPHA, Ranks, rank_methods
+from utils.statistics import ALPHA, FEWEST_SEEDS, Ranks, rank_methods
 from utils.tables import MISSING, SCORES, by_pair, named_settings
 
 log = logging.getLogger(__name__)
@@ -107,21 +107,25 @@ def alike(runs: pd.DataFrame, names: tuple[str, ...]) -> Iterator[tuple[str, pd.
 def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]:
     """Ranks of the methods by mean κ over the pairs that all of them were run on.  Raises UserError where fewer than
     three methods share at least two pairs."""
-    means = of_rule(runs, rule).groupby(["name", "pair"], sort=False)["kappa"].mean().unstack("pair")
+    chosen = of_rule(runs, rule)
+    means = chosen.groupby(["name", "pair"], sort=False)["kappa"].mean().unstack("pair")
     complete = means.dropna()
     for name in means.index.difference(complete.index):
         log.warning("%s is left out: it was not run on every pair.", name)
     if len(complete) < 3 or complete.shape[1] < 2:
         raise UserError("Ranks need at least three methods with finished runs on the same two or more pairs.")
     ranks = rank_methods({name: row.to_list() for name, row in complete.iterrows()})
-    rows = {name: {"mean rank": Cell(f"{ranks.mean[name]:.2f}", numbers={"mean": ranks.mean[name], "n": ranks.n}),
+    rows = {name: {"n": seeds_over_pairs(chosen[chosen["name"] == name]),
+                   "mean rank": Cell(f"{ranks.mean[name]:.2f}", numbers={"mean": ranks.mean[name], "n": ranks.n}),
                    **{pair: Cell(f"{100 * value:.1f}", numbers={"mean": 100 * value})
                       for pair, value in complete.loc[name].items()}}
             for name in sorted(ranks.mean, key=ranks.mean.get)}
     found = [DAGGER_NOTE] if runs["uses_target"].any() else []
     found.append(f"Friedman p = {ranks.p:.2g} over N = {ranks.n} pairs; mean ranks that differ by less than "
                  f"{ranks.critical_difference:.2f} are not told apart (Nemenyi, α = {ALPHA:g}).")
-    title = f"Mean ranks over pairs by κ, {rule_words(rule)} (κ in percent, means over seeds)"
+    if min(row["n"].numbers["n"] for row in rows.values()) < FEWEST_SEEDS:
+        found.append(f"Some means are those of fewer than {FEWEST_SEEDS} seeds; their ranks may be chance.")
+    title = f"Mean ranks over pairs by κ, {rule_words(rule)} (κ in percent, means over n seeds)"
     return Table(title, "method", rows, found), ranks
 
 

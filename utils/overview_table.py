@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from utils.cells import (CONSTANT, NOT_HONEST, UNITS, by_seed, constant_cell, marks_of, notes, of_rule, rule_words,
-                         score_cell)
+                         score_cell, seeds_over_pairs)
 from utils.markup import Cell, Table
 from utils.selection import LAST, ORACLE
 from utils.tables import SCORES
@@ -21,9 +21,10 @@ def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
     tables = [_beside(f"{SCORES[key]}, {rule_words(rule)} {UNITS}", chosen, key, ranked=True) for key in SHOWN]
     tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, "source_val"))
     last, oracle = (runs[runs["rule"] == name] for name in (LAST.name, ORACLE.name))
-    gained = last.assign(kappa=last["folder"].map(oracle.set_index("folder")["kappa"]) - last["kappa"])
-    unasked = gained["kappa"].isna().groupby([gained["pair"], gained["name"]]).transform("sum")
-    gained = gained.assign(planned=gained["planned"] - unasked).dropna(subset="kappa")
+    of_folder = oracle.set_index("folder")
+    gained = last[last["folder"].isin(of_folder.index)]
+    gained = gained.assign(kappa=gained["folder"].map(of_folder["kappa"]) - gained["kappa"],
+                           planned=gained["folder"].map(of_folder["planned"]))
     if len(gained):
         tables.append(_beside(f"What the target's labels add: κ of the {NOT_HONEST} minus κ of rule {LAST.name} (points, "
                               "mean ± std over n seeds)", gained, "kappa"))
@@ -33,7 +34,8 @@ def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
 def _beside(title: str, runs: pd.DataFrame, key: str, ranked: bool = False) -> Table:
     """A column per pair and the mean over them, for methods that have all; `ranked`: a score of the target, so that the
     best is marked and the constant answer is shown."""
-    rows: dict[str, dict[str, Cell]] = {name: {"n": _seeds(part)} for name, part in runs.groupby("name", sort=False)}
+    rows: dict[str, dict[str, Cell]] = {name: {"n": seeds_over_pairs(part)}
+                                        for name, part in runs.groupby("name", sort=False)}
     pairs, common = list(runs["pair"].unique()), []
     for pair in pairs:
         parts = dict(list(runs[runs["pair"] == pair].groupby("name", sort=False)))
@@ -48,13 +50,6 @@ def _beside(title: str, runs: pd.DataFrame, key: str, ranked: bool = False) -> T
     if ranked:
         rows[CONSTANT] = {pair: constant_cell(of_pair, key) for pair, of_pair in runs.groupby("pair", sort=False)}
     return Table(title, "method", rows, notes(runs, common))
-
-
-def _seeds(runs: pd.DataFrame) -> Cell:
-    """n of a method, as a range where its pairs have different ones."""
-    counts = runs.groupby("pair")["folder"].nunique()
-    low, high = counts.min(), counts.max()
-    return Cell(str(low) if low == high else f"{low}–{high}", numbers={"n": low})
 
 
 def _partial(runs: pd.DataFrame) -> str:

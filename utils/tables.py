@@ -17,6 +17,7 @@ from utils.config import WITHOUT_EFFECT, with_defaults
 from utils.errors import UserError
 from utils.plan import planned
 from utils.records import RunFolder, find_runs, write_text
+from utils.selection import ORACLE
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ def run_table(run: RunFolder) -> str:
     rows = {rule: _row(entry) for rule, entry in content["rules"].items()}
     if "constant" in content:
         rows["constant answer"] = {SCORES[key]: f"{100 * content['constant'][key]:.1f}" for key in SCORES}
-    title = f"{about['label']}: {about['source']} → {about['target'] or MISSING}, seed {about['seed']} (percent; n=1)"
+    sees = ", unlabelled target seen" if about.get("uses_target") else ""
+    title = (f"{about['label']}: {about['source']} → {about['target'] or MISSING}, seed {about['seed']}{sees} (percent; "
+             "n=1)")
     text = f"\n{title}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"
     if "oracle" in content:
         best = pd.DataFrame.from_dict({"oracle": _row(content["oracle"])}, orient="index")
@@ -60,11 +63,11 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders below `folders`.
 
     Columns: pair, method (label), setting (all other settings that can change a result and a digest of the data, as
-    JSON), seed, planned (runs of this setting, with unfinished ones and those that a sweep has yet to begin), rule,
-    epoch, source_val and shifted_source (OA; missing in runs older than the rule), oa, aa, kappa, macro_f1 and
-    per_class, the constant answer's scores as constant_*, classes, uses_target (whether training saw unlabelled
-    target), folder; scores as fractions.  A folder that cannot be read, an unfinished run and a repetition of the same
-    setting and seed are left out with a word.
+    JSON), seed, planned (runs of this setting, with unfinished ones and those that a sweep has yet to begin; of the
+    rule `oracle` without those that were not asked for it), rule, epoch, source_val and shifted_source (OA; missing in
+    runs older than the rule), oa, aa, kappa, macro_f1 and per_class, the constant answer's scores as constant_*,
+    classes, uses_target (whether training saw unlabelled target), folder; scores as fractions.  A folder that cannot be
+    read, an unfinished run and a repetition of the same setting and seed are left out with a word.
     Raises UserError where nothing is left.
     """
     found: dict[tuple, _Found] = {}
@@ -89,7 +92,11 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
         raise UserError(f"No finished run with a labelled target below {', '.join(map(str, folders))}.")
     counts = Counter(key[:-1] for key in found)
     table = pd.DataFrame(rows)
-    table["planned"] = [counts[key] for key in zip(table["pair"], table["method"], table["setting"])]
+    keys = list(zip(table["pair"], table["method"], table["setting"]))
+    asked = set(table.loc[table["rule"] == ORACLE.name, "folder"])
+    unasked = Counter(dict(zip(table["folder"], keys))[folder] for folder in set(table["folder"]) - asked)
+    table["planned"] = [counts[key] - (unasked[key] if rule == ORACLE.name else 0)
+                        for key, rule in zip(keys, table["rule"])]
     return table.sort_values(["pair", "method", "setting", "seed"], kind="stable", ignore_index=True)
 
 
