@@ -34,6 +34,8 @@ CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_
 class S2AMSnet(Method):
     """The paper's method.  Domains are named a, b, a_mix, b_mix; both steps visit them in this order."""
 
+    compiled = True
+
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
         cut = set(settings.ablate)

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from model.settings import RECIPES, Switches, flipped_switches, recipe_switches
-from utils.config import Simulation, TrainConfig, parse_train, to_yaml
+from utils.config import Simulation, TrainConfig, parse_train, to_yaml, with_defaults
 from utils.errors import CheckpointError, ConfigError
-from utils.records import run_label
+from utils.records import run_label, run_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +58,14 @@ def test_another_recipe_on_the_command_line_takes_the_place_of_a_files(tmp_path)
 
 def test_lists_may_be_written_in_three_ways():
     for words in ("--ablate no_noise no_mixing", "--ablate no_noise,no_mixing", "--ablate [no_noise,no_mixing]"):
-        assert parse_train(words.split()).ablate == ["no_noise", "no_mixing"]
+        assert parse_train(words.split()).ablate == ["no_mixing", "no_noise"]
+
+
+def test_the_order_of_ablations_makes_no_other_run():
+    one, other = (parse_train(["--ablate", *names]) for names in (("no_noise", "no_mixing"),
+                                                                  ("no_mixing", "no_noise", "no_mixing")))
+    assert one == other and run_name(one) == run_name(other)
+    assert with_defaults({"ablate": ["no_noise", "no_mixing"]})["ablate"] == one.ablate      # of an older program
 
 
 def test_files_are_layered_and_the_command_line_wins(tmp_path):

@@ -15,6 +15,7 @@ from model import graphs
 from model.graphs import WARM_UP, FastStep, RecordedStep
 from model.methods import REGISTRY, Task, method_class
 from utils import workloads
+from utils.config import parse_train
 from utils.errors import ConfigError
 from utils.seeding import Streams
 
@@ -211,6 +212,15 @@ def test_options_that_cannot_work_are_refused_at_the_first_step(backend, options
         method.update(x, y)
 
 
+def test_options_are_refused_with_methods_that_they_do_not_serve():
+    for option, flag in (("compile", "compiled"), ("cuda_graph", "recorded")):
+        refused = [name for name, method in REGISTRY.items() if not getattr(method, flag)]
+        assert {"svm", "pden"} <= set(refused)
+        for name in refused:
+            with pytest.raises(ConfigError, match=f"{option} does not work with method '{name}'"):
+                parse_train(["--method", name, f"--{option}", "true"])
+
+
 def test_a_run_with_both_options_is_applied_anywhere(capturable):
     trained, applied = recording(compile=True, backend="reference"), build(compile=True, cuda_graph=True)
     trained.update(*batch())
@@ -219,9 +229,10 @@ def test_a_run_with_both_options_is_applied_anywhere(capturable):
     assert applied.predict(batch()[0]).shape == (6, 3) and applied.diagnostics(*batch())
 
 
-@pytest.mark.parametrize("backend, variant, graphs_made", [("reference", {"method": "erm"}, 1),
-                                                           ("cupy", {"recipe": "paper"}, 5)],
-                         indirect=["backend"], ids=str)
+@pytest.mark.parametrize("backend, variant, graphs_made", [
+    ("reference", {"method": "erm"}, 1), ("cupy", {"recipe": "paper"}, 5), ("reference", {"recipe": "robust"}, 6),
+    *(("reference", {"method": name}, 1) for name, method in REGISTRY.items()
+      if method.compiled and name not in ("s2amsnet", "erm"))], indirect=["backend"], ids=str)
 def test_compiled_steps_are_the_plain_ones(backend, variant, graphs_made, monkeypatch):
     """Traced and differentiated as by the default compiler, but not translated, which takes minutes."""
     monkeypatch.setattr(graphs, "COMPILER", "aot_eager")

@@ -136,7 +136,8 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Settings as a run recorded them, completed with what is missing in those of an older program: the recipe's
     switches, and the defaults of everything else."""
     defaults = to_dict(TrainConfig())
-    return defaults | recipe_switches(values.get("recipe", defaults["recipe"])) | values
+    found = defaults | recipe_switches(values.get("recipe", defaults["recipe"])) | values
+    return found | {"ablate": sorted(set(found["ablate"]))}
 
 
 def other_recipe(config: TrainConfig, argv: list[str]) -> TrainConfig:
@@ -161,8 +162,9 @@ def check(config: TrainConfig) -> TrainConfig:
         config.max_epoch = 1
     if method.uses_target and config.target_name is None:
         raise ConfigError(f"method '{config.method}' adapts to unlabelled target pixels, but there is no target_name.")
-    if (config.compile or config.cuda_graph) and not method.recorded:
-        raise ConfigError(f"method '{config.method}' cannot be compiled or recorded; leave --compile and --cuda_graph out.")
+    for option, able in (("compile", method.compiled), ("cuda_graph", method.recorded)):
+        if getattr(config, option) and not able:
+            raise ConfigError(f"{option} does not work with method '{config.method}'; leave --{option} out.")
     if config.patch_size < MIN_PATCH or config.patch_size % 2 == 0:
         raise ConfigError(f"patch_size must be odd and at least {MIN_PATCH}, not {config.patch_size}: the classified "
                           "pixel is the patch's centre.")

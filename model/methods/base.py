@@ -41,13 +41,15 @@ class Method(nn.Module):
     uses_target  training sees patches of the target without their labels: `draw_target`, number -> [N, B, P, P]
     ramped       what an update does depends on `progress`, the share of the run that is done
     single_pass  everything is learnt in one epoch, and fitted when `evaluating` begins
-    recorded     the step is `recordable`: the options compile and cuda_graph work
+    recorded     the step is `recordable`: the option cuda_graph works
+    compiled     the step calls its networks as they are, whole: the option compile works
     """
 
     uses_target = False
     ramped = False
     single_pass = False
     recorded = True
+    compiled = False
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__()

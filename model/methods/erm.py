@@ -14,6 +14,8 @@ from utils.seeding import Streams
 class ERM(Method):
     """Empirical risk minimisation: cross-entropy of the augmented source patches, nothing else."""
 
+    compiled = True
+
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
         self.optimiser = self.add_optimiser("discriminator", self.discriminator)

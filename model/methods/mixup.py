@@ -22,6 +22,8 @@ class Mixup(Method):
     One λ per batch, (x', y') the batch in another order.  Nothing is simplified.
     """
 
+    compiled = True
+
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
         self.optimiser = self.add_optimiser("discriminator", self.discriminator)
