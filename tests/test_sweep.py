@@ -86,6 +86,16 @@ def test_the_ablation_table_takes_out_every_part_of_both_recipes():
     assert content.pairs == read_sweep(FILES["table_pairs"]).pairs and len(content.seeds) == 10
 
 
+@pytest.mark.parametrize("name", ["table_pairs", "table_ablation", "switches", "sensitivity"])
+def test_the_cpu_layer_makes_every_run_smaller(name):
+    whole, small = ([config for _, config in sweep_runs(FILES[name], SweepConfig(config=layers, seeds=[0]))]
+                    for layers in ([], [str(ROOT / "configs" / "cpu.yaml")]))
+    for size in ("patch_size", "pro_dim", "GIN_ch", "batch_size", "max_epoch"):
+        assert max(getattr(config, size) for config in small) <= max(getattr(config, size) for config in whole)
+    cost = [sum(c.patch_size ** 2 * c.pro_dim ** 2 * c.batch_size * c.max_epoch for c in runs) for runs in (whole, small)]
+    assert cost[1] < cost[0] / 100
+
+
 @pytest.mark.parametrize("layer", [{}, yaml.safe_load((ROOT / "configs" / "cpu.yaml").read_text())])
 def test_sensitivity_varies_one_setting_at_a_time_around_a_listed_centre(layer):
     variants = read_sweep(FILES["sensitivity"]).variants
