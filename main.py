@@ -93,10 +93,12 @@ def fit(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams
                 done = state["epoch"] * steps + len(losses)
                 method.schedule(done, steps, config.max_epoch)
                 losses.append(method.update(x, y))                                           # min step, then max step
-                check_finite(losses[-1], epoch, done + 1, state["epoch"])
+                check_finite({name: math.isfinite(value) for name, value in losses[-1].items()},
+                             f"at step {done + 1} (epoch {epoch})", state["epoch"])
                 curves.losses(losses[-1], done + 1)
                 show(bar, epoch, config.max_epoch, losses[-1])
-            check_weights(method, epoch, state["epoch"])
+            check_finite({name: bool(value.isfinite().all()) for name, value in method.named_parameters()},
+                         f"after epoch {epoch}", state["epoch"])
             if epoch % config.eval_interval and epoch < config.max_epoch:
                 continue
             record = {"epoch": epoch, "losses": mean(losses), "seconds": time.perf_counter() - started, "steps": steps}
@@ -136,8 +138,7 @@ def diagnose(run: RunFolder, config: TrainConfig, data: Data, method: Method, ep
     run.append(run.diagnostics, {"epoch": epoch, **method.diagnostics(x, y)})
 
 
-def save_state(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams,
-               state: dict) -> None:
+def save_state(run: RunFolder, config: TrainConfig, data: Data, method: Method, streams: Streams, state: dict) -> None:
     checkpoint.save(run.checkpoint, {"config": checkpoint.configuration(config), "data": data.sha256,
                                      "class_names": list(data.source.class_names), "bands": data.task.bands,
                                      "device": data.train.cube.device.type, "state": state,
@@ -157,18 +158,10 @@ def restore(run: RunFolder, config: TrainConfig, data: Data, method: Method, str
     return saved["state"]
 
 
-def check_finite(losses: dict[str, float], epoch: int, step: int, good: int) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            raise NonFiniteLossError(f"{name} became {value} at step {step} (epoch {epoch}). The run is stopped; its "
-                                     f"checkpoint holds epoch {good}. Try a smaller --lr, or another --recipe.")
-
-
-def check_weights(method: Method, epoch: int, good: int) -> None:
-    for name, value in method.named_parameters():
-        if not value.isfinite().all():
-            raise NonFiniteLossError(f"{name} is no longer finite after epoch {epoch}. The run is stopped; its "
-                                     f"checkpoint holds epoch {good}. Try a smaller --lr, or another --recipe.")
+def check_finite(finite: dict[str, bool], when: str, good: int) -> None:
+    if bad := [name for name, fine in finite.items() if not fine]:
+        raise NonFiniteLossError(f"{bad[0]} is not finite {when}. The run is stopped; its checkpoint holds epoch {good}."
+                                 " Try a smaller --lr, or another --recipe.")
 
 
 def show(bar: tqdm, epoch: int, epochs: int, losses: dict[str, float]) -> None:

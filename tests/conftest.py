@@ -106,10 +106,10 @@ def settings(**entries) -> Settings:
     return chosen
 
 
-def build(bands: int = 6, n_classes: int = 3, patch_size: int = 5, seed: int = 0, **entries):
-    """A small method on the CPU."""
-    chosen = settings(**entries)
-    method = method_class(chosen.method)(Task(bands, n_classes, patch_size), chosen, Streams(seed, torch.device("cpu")))
+def build(bands: int = 6, n_classes: int = 3, patch_size: int = 5, seed: int = 0, device: str = "cpu", **entries):
+    """A small method."""
+    chosen, place = settings(**entries), torch.device(device)
+    method = method_class(chosen.method)(Task(bands, n_classes, patch_size), chosen, Streams(seed, place)).to(place)
     if method.uses_target:
         method.draw_target = lambda n: target_batch(n, bands, patch_size, method.streams.target)
     return method
@@ -117,8 +117,9 @@ def build(bands: int = 6, n_classes: int = 3, patch_size: int = 5, seed: int = 0
 
 def target_batch(n: int, bands: int, patch_size: int, rng: torch.Generator) -> torch.Tensor:
     """Patches of a made-up target: unit spectra that grow darker with the band."""
-    tilt = torch.linspace(1, 0.2, bands)[:, None, None]
-    return torch.nn.functional.normalize(torch.rand(n, bands, patch_size, patch_size, generator=rng) * tilt, dim=1)
+    tilt = torch.linspace(1, 0.2, bands, device=rng.device)[:, None, None]
+    x = torch.rand(n, bands, patch_size, patch_size, generator=rng, device=rng.device)
+    return torch.nn.functional.normalize(x * tilt, dim=1)
 
 
 def batch(n: int = 6, bands: int = 6, n_classes: int = 3, patch_size: int = 5, seed: int = 0):

@@ -114,8 +114,8 @@ def recording(**variant):
     ("reference", {"recipe": "released"}), ("cupy", {"recipe": "released"}), ("cupy", {"recipe": "paper"}),
     ("cupy", {"generators": "shared", "source_ce": "on", "precision": "bf16"}), ("reference", {"method": "erm"}),
     ("cupy", {"recipe": "robust"}), ("cupy", {"method": "erm_gain"}),
-    *(("reference", {"method": name}) for name, method in REGISTRY.items()
-      if method.recorded and name not in ("s2amsnet", "erm", "erm_gain"))], indirect=["backend"], ids=str)
+    *(("reference", {"method": name}) for name in REGISTRY
+      if method_class(name).recorded and name not in ("s2amsnet", "erm", "erm_gain"))], indirect=["backend"], ids=str)
 def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
     method, twin = recording(**variant), plain(**variant)
     for i, n in enumerate(SIZES):
@@ -214,7 +214,7 @@ def test_options_that_cannot_work_are_refused_at_the_first_step(backend, options
 
 def test_options_are_refused_with_methods_that_they_do_not_serve():
     for option, flag in (("compile", "compiled"), ("cuda_graph", "recorded")):
-        refused = [name for name, method in REGISTRY.items() if not getattr(method, flag)]
+        refused = [name for name in REGISTRY if not getattr(method_class(name), flag)]
         assert {"svm", "pden"} <= set(refused)
         for name in refused:
             with pytest.raises(ConfigError, match=f"{option} does not work with method '{name}'"):
@@ -231,8 +231,8 @@ def test_a_run_with_both_options_is_applied_anywhere(capturable):
 
 @pytest.mark.parametrize("backend, variant, graphs_made", [
     ("reference", {"method": "erm"}, 1), ("cupy", {"recipe": "paper"}, 5), ("reference", {"recipe": "robust"}, 6),
-    *(("reference", {"method": name}, 1) for name, method in REGISTRY.items()
-      if method.compiled and name not in ("s2amsnet", "erm"))], indirect=["backend"], ids=str)
+    *(("reference", {"method": name}, 1) for name in REGISTRY
+      if method_class(name).compiled and name not in ("s2amsnet", "erm"))], indirect=["backend"], ids=str)
 def test_compiled_steps_are_the_plain_ones(backend, variant, graphs_made, monkeypatch):
     """Traced and differentiated as by the default compiler, but not translated, which takes minutes."""
     monkeypatch.setattr(graphs, "COMPILER", "aot_eager")

@@ -6,13 +6,15 @@ import torch
 
 from conftest import batch, build, same_state
 from datasets.writers import write_mat_v5
-from model.methods import REGISTRY
+from model.methods import REGISTRY, method_class
 from utils import checkpoint
 from utils.config import parse_train
 from utils.errors import ConfigError
 
 METHODS = list(REGISTRY)
-ADAPTING = [name for name, method in REGISTRY.items() if method.uses_target]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                reason="needs a CUDA device"))]
+ADAPTING = [name for name in REGISTRY if method_class(name).uses_target]
 
 
 def trained(name, seed=0, updates=3, **entries):
@@ -23,25 +25,26 @@ def trained(name, seed=0, updates=3, **entries):
 
 def step(method, done):
     method.schedule(done, 2, 10)
-    return method.update(*batch(12, patch_size=7, seed=done))
+    return method.update(*(part.to(method.device) for part in batch(12, patch_size=7, seed=done)))
 
 
 def logits(method):
     """As a run predicts: in the state that is evaluated, on patches that no update saw."""
-    x, y = batch(9, patch_size=7, seed=99)
+    x, y = (part.to(method.device) for part in batch(9, patch_size=7, seed=99))
     with method.evaluating([(x, y)]):
         return method.predict(x)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", METHODS)
-def test_trains_and_predicts(name):
-    method, losses = trained(name)
+def test_trains_and_predicts(name, device):
+    method, losses = trained(name, device=device)
     assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in losses)
     assert all(p.isfinite().all() for p in method.parameters())
     found = logits(method)
     assert found.shape == (9, 3) and found.isfinite().all()
     assert len(found.unique(dim=0)) > 1                                     # different patches, different answers
-    assert all(value.device == method.device for value in method.state_dict().values())
+    assert all(value.device.type == device for value in (found, *method.state_dict().values()))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -62,6 +65,19 @@ def test_one_seed_one_result(name):
     assert torch.equal(logits(one), logits(other))
     if any(True for _ in one.parameters()):
         assert not same_state(one.state_dict(), third.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_update_draws_from_the_runs_own_streams(name):
+    """PyTorch's global generator is left alone, and says nothing about the result."""
+    found = []
+    for seed in (1, 2):
+        method = build(method=name, patch_size=7)
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append((step(method, 0), method.state_dict()))
+        assert torch.equal(state, torch.get_rng_state())
+    assert found[0][0] == found[1][0] and same_state(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -236,15 +236,3 @@ def test_mixup_draws_a_whole_order_and_beta_distributed_weights():
     lam = torch.stack([lam for _, lam in draws]).double()
     assert lam.mean().item() == pytest.approx(0.5, abs=0.06)
     assert lam.var().item() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), rel=0.1)                # Beta(0.2, 0.2)
-
-
-@pytest.mark.parametrize("name", ["sagnet", "l2d", "dsu", "mixup"])
-def test_an_update_draws_from_the_runs_own_streams(name):
-    """PyTorch's global generator is left alone, and says nothing about the result."""
-    method, twin = build(method=name), build(method=name)
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    losses = method.update(*batch())
-    assert torch.equal(state, torch.get_rng_state())
-    torch.manual_seed(2)
-    assert losses == twin.update(*batch()) and same_state(method.state_dict(), twin.state_dict())

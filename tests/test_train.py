@@ -17,7 +17,7 @@ import main
 from conftest import PairOnDisk, same_state, write_scene
 from datasets.scene import Scene
 from datasets.writers import write_mat_v5
-from model.methods import REGISTRY
+from model.methods import REGISTRY, method_class
 from utils import checkpoint
 from utils.errors import CheckpointError, ConfigError, NonFiniteLossError
 from utils.selection import RULES
@@ -62,7 +62,8 @@ def test_seeds_matter(pair, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--method", "erm", "--lr", "0.01", "--max_epoch", "6", "--patience", "2"],
-                                   ["--recipe", "released"], ["--recipe", "paper"]])
+                                   *(["--recipe", name] for name in ("released", "paper", "robust")),
+                                   *(["--method", name] for name in REGISTRY if name not in ("s2amsnet", "erm"))])
 def test_the_target_is_sealed(pair, tmp_path, scenes, words):
     first = pair.run("--oracle", "--validators", *words, save_path=tmp_path / "a")
     labels, rng = scenes[1].labels.copy(), np.random.default_rng(0)
@@ -96,7 +97,7 @@ def test_a_run_without_a_target(pair, tmp_path):
 @pytest.mark.parametrize("recipe", ["released", "paper"])
 def test_going_on_after_an_interruption_is_bit_identical(pair, tmp_path, monkeypatch, recipe):
     whole = pair.run("--recipe", recipe, "--max_epoch", "3", save_path=tmp_path / "a")
-    plain, calls = REGISTRY["s2amsnet"].update, []
+    plain, calls = method_class("s2amsnet").update, []
 
     def interrupted(self, x, y):
         calls.append(1)
@@ -104,10 +105,10 @@ def test_going_on_after_an_interruption_is_bit_identical(pair, tmp_path, monkeyp
             raise KeyboardInterrupt
         return plain(self, x, y)
 
-    monkeypatch.setattr(REGISTRY["s2amsnet"], "update", interrupted)
+    monkeypatch.setattr(method_class("s2amsnet"), "update", interrupted)
     words = pair.words("--recipe", recipe, "--max_epoch", "3", "--save_path", str(tmp_path / "b"))
     assert main.main(words) == 130
-    monkeypatch.setattr(REGISTRY["s2amsnet"], "update", plain)
+    monkeypatch.setattr(method_class("s2amsnet"), "update", plain)
     folder = next((tmp_path / "b").iterdir())
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     run = main.train(["--resume", str(folder)])
@@ -144,15 +145,15 @@ def test_a_record_cut_short_is_written_again(pair, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(pair, tmp_path, monkeypatch):
-    plain, calls = REGISTRY["erm"].update, []
+    plain, calls = method_class("erm").update, []
 
     def breaking(self, x, y):
         calls.append(1)
         losses = plain(self, x, y)
         return losses | {"ce": float("nan")} if len(calls) == 4 else losses
 
-    monkeypatch.setattr(REGISTRY["erm"], "update", breaking)
-    with pytest.raises(NonFiniteLossError, match=r"ce became nan at step 4 .epoch 2.*holds epoch 1"):
+    monkeypatch.setattr(method_class("erm"), "update", breaking)
+    with pytest.raises(NonFiniteLossError, match=r"ce is not finite at step 4 .epoch 2.*holds epoch 1"):
         pair.run("--method", "erm", save_path=tmp_path)
     folder = next(tmp_path.glob("field-coast*"))
     assert checkpoint.load(folder / "checkpoint.pt")["state"]["epoch"] == 1
@@ -160,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(pair, 
 
 
 def test_weights_that_are_not_finite_never_reach_the_checkpoint(pair, tmp_path, monkeypatch):
-    plain = REGISTRY["erm"].update
+    plain = method_class("erm").update
 
     def breaking(self, x, y):
         losses = plain(self, x, y)
@@ -168,7 +169,7 @@ def test_weights_that_are_not_finite_never_reach_the_checkpoint(pair, tmp_path, 
             self.discriminator.head.bias[0] = float("inf")
         return losses
 
-    monkeypatch.setattr(REGISTRY["erm"], "update", breaking)
+    monkeypatch.setattr(method_class("erm"), "update", breaking)
     with pytest.raises(NonFiniteLossError, match="discriminator.head.bias .* epoch 1"):
         pair.run("--method", "erm", "--batch_size", "500", save_path=tmp_path)          # one step per epoch
     folder = next(tmp_path.glob("field-coast*"))

@@ -1,39 +1,27 @@
 """The registry of compared methods: one file and one line here each."""
 
+from importlib import import_module
+
 from model.methods.base import Method, Task
-from model.methods.coral import CORAL
-from model.methods.daan import DAAN
-from model.methods.dsan import DSAN
-from model.methods.dsu import DSU
-from model.methods.erm import ERM, ERMGain
-from model.methods.htcnn import HTCNN
-from model.methods.l2d import L2D
-from model.methods.mixup import Mixup
-from model.methods.mran import MRAN
-from model.methods.pden import PDEN
-from model.methods.pixel import SVM, RandomForest
-from model.methods.sagnet import SagNet
-from model.methods.sdenet import SDEnet
-from model.s2amsnet import S2AMSnet
 from utils.errors import ConfigError
 
-REGISTRY: dict[str, type[Method]] = {
-    "s2amsnet": S2AMSnet,
-    "daan": DAAN,
-    "mran": MRAN,
-    "dsan": DSAN,
-    "htcnn": HTCNN,
-    "sagnet": SagNet,
-    "l2d": L2D,
-    "pden": PDEN,
-    "sdenet": SDEnet,
-    "erm": ERM,
-    "erm_gain": ERMGain,
-    "mixup": Mixup,
-    "dsu": DSU,
-    "coral": CORAL,
-    "svm": SVM,
-    "random_forest": RandomForest,
+REGISTRY = {                        # name -> module:class
+    "s2amsnet": "model.s2amsnet:S2AMSnet",
+    "daan": "model.methods.daan:DAAN",
+    "mran": "model.methods.mran:MRAN",
+    "dsan": "model.methods.dsan:DSAN",
+    "htcnn": "model.methods.htcnn:HTCNN",
+    "sagnet": "model.methods.sagnet:SagNet",
+    "l2d": "model.methods.l2d:L2D",
+    "pden": "model.methods.pden:PDEN",
+    "sdenet": "model.methods.sdenet:SDEnet",
+    "erm": "model.methods.erm:ERM",
+    "erm_gain": "model.methods.erm:ERMGain",
+    "mixup": "model.methods.mixup:Mixup",
+    "dsu": "model.methods.dsu:DSU",
+    "coral": "model.methods.coral:CORAL",
+    "svm": "model.methods.pixel:SVM",
+    "random_forest": "model.methods.pixel:RandomForest",
 }
 
 
@@ -41,7 +29,8 @@ def method_class(name: str) -> type[Method]:
     """The class of a method by name; ConfigError names the known ones."""
     if name not in REGISTRY:
         raise ConfigError(f"method '{name}' is not known; known are {', '.join(REGISTRY)}.")
-    return REGISTRY[name]
+    module, _, kind = REGISTRY[name].partition(":")
+    return getattr(import_module(module), kind)
 
 
 __all__ = ["REGISTRY", "Method", "Task", "method_class"]
