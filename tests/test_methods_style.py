@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from conftest import batch, build, same_state
+from conftest import batch, build
 from model.methods.dsu import PROBABILITY, perturb_statistics
 from model.methods.mixup import mixup_loss
 from model.methods.sagnet import (EARLY, channel_statistics, randomise_content, randomise_style, read_out, run_stages,

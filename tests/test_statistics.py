@@ -50,8 +50,11 @@ def test_against_the_best_over_common_seeds():
     best = {seed: 0.9 + 0.001 * seed for seed in range(8)}
     worse = {seed: 0.8 for seed in range(1, 8)}                                    # seven common seeds
     near = {seed: 0.9 + 0.001 * seed + (0.01 if seed % 2 else -0.011) for seed in range(8)}
-    name, p = st.against_best({"worse": worse, "best": best, "near": near, "alone": {99: 0.1}})
+    name, tests = st.against_best({"worse": worse, "best": best, "near": near, "alone": {99: 0.1}})
+    p = {other: found["p"] for other, found in tests.items()}
     assert name == "best" and list(p) == ["worse", "near", "alone"]
+    lead = st.differences(best, worse)
+    assert tests["worse"] == {"p": p["worse"], "r": 1.0, "d_z": st.cohen_dz(lead)} and tests["alone"]["r"] == 0.0
     assert p["worse"] == pytest.approx(3 / 2 ** 7) and p["near"] > 0.1 and p["alone"] == 1.0
     assert st.against_best({"only": {0: 0.5}}) == ("only", {})
 

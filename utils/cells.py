@@ -64,24 +64,24 @@ def by_seed(runs: pd.DataFrame, key: str) -> dict[int, float]:
     return dict(zip(runs["seed"], runs[key]))
 
 
-def marks_of(values: Values) -> tuple[dict[str, tuple[str, float | None]], list[int]]:
-    """name -> (mark, p), and the numbers of seeds that the best one shares with each other one; nothing of a single
-    name, since there is nothing to compare."""
+def marks_of(values: Values) -> tuple[dict[str, tuple[str, dict[str, float]]], list[int]]:
+    """name -> (mark, p and effect sizes of the best one's lead), and the numbers of seeds that the best one shares with
+    each other one; nothing of a single name, since there is nothing to compare."""
     if len(values) < 2:
         return {}, []
-    best, p = against_best(values)
+    best, tests = against_best(values)
     mean = {name: np.mean(list(scores.values())) for name, scores in values.items()}
-    marks = {name: (BEST if np.isclose(mean[name], mean[best], atol=0) else LEVEL if value > ALPHA else "", value)
-             for name, value in p.items()}
-    return marks | {best: (BEST, None)}, [len(values[best].keys() & values[name].keys()) for name in p]
+    marks = {name: (BEST if np.isclose(mean[name], mean[best], atol=0) else LEVEL if found["p"] > ALPHA else "", found)
+             for name, found in tests.items()}
+    return marks | {best: (BEST, {})}, [len(values[best].keys() & values[name].keys()) for name in tests]
 
 
-def score_cell(values: pd.Series, suffix: str = "", mark: str = "", p: float | None = None) -> Cell:
-    """Mean ± std of fractions, in percent."""
+def score_cell(values: pd.Series, suffix: str = "", mark: str = "", tests: Mapping[str, float] | None = None) -> Cell:
+    """Mean ± std of fractions, in percent; tests: p and effect sizes that stand behind the cell."""
     numbers = {"mean": 100 * values.mean(), "n": len(values)}
     if len(values) > 1:
         numbers["std"] = 100 * values.std(ddof=1)
-    return Cell(mean_std(values) + suffix, mark, numbers | ({} if p is None else {"p": p}))
+    return Cell(mean_std(values) + suffix, mark, numbers | dict(tests or {}))
 
 
 def seeds_cell(runs: pd.DataFrame) -> Cell:

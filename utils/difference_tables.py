@@ -96,7 +96,7 @@ def _add_differences(table: Table, parts: dict[str, pd.DataFrame]) -> None:
         if len(found):
             effects = {"p": (corrected[name], "{:.3f}"), "r": (rank_biserial(found), "{:+.2f}"),
                        "d_z": (cohen_dz(found), "{:+.2f}")}
-            table.rows[name] |= {key: _number(value, form) for key, (value, form) in effects.items()}
+            table.rows[name] |= {key: _number(key, value, form) for key, (value, form) in effects.items()}
     table.notes += [NOTE, *power_note([[len(found) for found in tested.values()]], 2, "Δ κ")]
 
 
@@ -111,5 +111,5 @@ def _difference(found: np.ndarray, n: int) -> Cell:
     return Cell(text + (f" (n={len(found)})" if len(found) < n else ""), numbers=numbers)
 
 
-def _number(value: float, form: str) -> Cell:
-    return Cell(MISSING) if np.isnan(value) else Cell(form.format(value), numbers={"mean": value})
+def _number(key: str, value: float, form: str) -> Cell:
+    return Cell(MISSING) if np.isnan(value) else Cell(form.format(value), numbers={key: value})

@@ -11,7 +11,7 @@ import pandas as pd
 from utils.tables import MISSING, markdown
 
 BEST, LEVEL = "best", "not significantly worse"
-NUMBERS = ("mean", "std", "n", "p", "low", "high")
+NUMBERS = ("mean", "std", "n", "p", "r", "d_z", "low", "high")
 _MARKDOWN = {"": "{}", BEST: "**{}**", LEVEL: "<ins>{}</ins>"}
 _LATEX = {"": "{}", BEST: r"\textbf{{{}}}", LEVEL: r"\underline{{{}}}"}
 _SYMBOLS = {"\\": r"\textbackslash{}", "x̂": r"$\hat{x}$", "d_z": "$d_z$", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
