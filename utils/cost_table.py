@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,27 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.methods import Method, Task
+from utils import checkpoint
 from utils.assembly import build_method
-from utils.config import TrainConfig
+from utils.config import TrainConfig, parse_train
 from utils.errors import CheckpointError
 from utils.markup import Cell, Table
 from utils.cells import DAGGER_NOTE
-from utils.records import RunFolder, device_name
+from utils.records import RunFolder
 from utils.seeding import Streams
 from utils.selection import LAST
 from utils.tables import MISSING
-from utils.trained import load_run
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 COUNTED = (4, 8, 12)      # batch sizes whose steps are counted; a step's operations are a polynomial of degree 2 in it
-SPEED_BATCH, REPEATS = 256, 3
 NOTE = ("Operations: two per multiply-add of the convolutions and matrix products of a training step in mid-run (forward "
         "and backward) and of a prediction, counted by torch.utils.flop_counter with backend 'reference'; involution, "
-        "norms and what scikit-learn does are not in it. A step's are extrapolated from small batches. Seconds (of an "
-        "epoch's steps; of the whole run, with every evaluation) and peak memory (of the process on a CPU, of the "
-        "allocations on a GPU) are means of what the runs recorded, on the machine in the last column.")
+        "norms and what scikit-learn does are not in it. A step's are extrapolated from small batches. Patches/s "
+        "(inference, patch by patch), seconds (of an epoch's steps; of the whole run, with every evaluation) and peak "
+        "memory (of the process on a CPU, of the allocations on a GPU) are means of what the runs recorded, on the "
+        "machine in the last column.")
 
 
 @dataclass(frozen=True)
@@ -49,44 +49,43 @@ class Cost:
 
 
 def cost(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
-    """Per pair: a row per method; `rule` says whose weights' speed is measured."""
+    """Per pair: a row per method, from records; `rule` has no effect."""
     tables = []
     for pair, of_pair in runs.groupby("pair", sort=False):
-        rows = {name: _row([RunFolder(folder) for folder in group["folder"].unique()], rule)
+        rows = {name: _row([RunFolder(folder) for folder in group["folder"].unique()])
                 for name, group in of_pair.groupby("name", sort=False)}
-        title = (f"{pair}: cost (n runs; operations and inference on this machine: {device_name(CPU)}, "
-                 f"{torch.get_num_threads()} threads)")
-        tables.append(Table(title, "method", rows, ([DAGGER_NOTE] if of_pair["uses_target"].any() else []) + [NOTE]))
+        tables.append(Table(f"{pair}: cost (n runs)", "method", rows, ([DAGGER_NOTE] if of_pair["uses_target"].any() else []) + [NOTE]))
     return tables
 
 
-def _row(runs: list[RunFolder], rule: str) -> dict[str, Cell]:
-    """The first run that can be loaded stands for all in what is counted and measured."""
+def _row(runs: list[RunFolder]) -> dict[str, Cell]:
+    """The first run stands for all in what is counted."""
     about = [run.read_run() for run in runs]
-    recorded = {"s/epoch": ([seconds_per_epoch(run) for run in runs], "{:.2f}"),
+    recorded = {"patches/s": ([one["patches_per_second"] for one in about if "patches_per_second" in one], "{:,.0f}"),
+                "s/epoch": ([seconds_per_epoch(run) for run in runs], "{:.2f}"),
                 "s/run": ([one["seconds"] for one in about], "{:.1f}"),
                 "peak memory (MiB)": ([one["peak_memory_mib"] for one in about], "{:.0f}")}
-    row = {"n": Cell(str(len(runs)), numbers={"n": len(runs)})} | _counted(runs[0], rule)
+    row = {"n": Cell(str(len(runs)), numbers={"n": len(runs)})} | _counted(runs[0], about[0])
     for name, (values, form) in recorded.items():
-        row[name] = Cell(form.format(np.mean(values)), numbers={"mean": np.mean(values), "n": len(values)})
+        row[name] = Cell(form.format(np.mean(values)), numbers={"mean": np.mean(values), "n": len(values)}) if values \
+            else Cell(MISSING)                      # older than the record
     machines = dict.fromkeys(f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] > 1)}, backend "
                              f"{one['backend']}" for one in about)
     return row | {"trained on": Cell("; ".join(machines))}
 
 
-def _counted(run: RunFolder, rule: str) -> dict[str, Cell]:
+def _counted(run: RunFolder, about: dict[str, Any]) -> dict[str, Cell]:
+    config = parse_train(["--config", str(run.config)])
     try:
-        trained = load_run(run, rule, gpu=-1)
+        bands = about.get("bands") or checkpoint.load(run.checkpoint)["bands"]          # older records lack them
     except CheckpointError as error:
-        log.warning("Nothing is counted for %s: %s", run.path, error)
-        return dict.fromkeys(("parameters", "of the classifier", "batch", "GFLOP/step", "MFLOP/patch", "patches/s"),
-                             Cell(MISSING))
-    found, batch = count(trained.config, trained.task), trained.config.batch_size
+        log.warning("Nothing is counted for %s, whose records do not tell the number of bands: %s", run.path, error)
+        return dict.fromkeys(("parameters", "of the classifier", "batch", "GFLOP/step", "MFLOP/patch"), Cell(MISSING))
+    found = count(config, Task(bands, len(about["classes"]), config.patch_size))
     return {"parameters": _number(found.parameters, "{:,.0f}"),
             "of the classifier": _number(found.classifier, "{:,.0f}"),
-            "batch": _number(batch, "{:.0f}"), "GFLOP/step": _number(found.step / 1e9, "{:.3g}"),
-            "MFLOP/patch": _number(found.patch / 1e6, "{:.3g}"),
-            "patches/s": _number(patches_per_second(trained.method), "{:.0f}")}
+            "batch": _number(config.batch_size, "{:.0f}"), "GFLOP/step": _number(found.step / 1e9, "{:.3g}"),
+            "MFLOP/patch": _number(found.patch / 1e6, "{:.3g}")}
 
 
 def _number(value: float, form: str) -> Cell:
@@ -138,15 +137,3 @@ def extrapolated(at: tuple[int, ...], values: list[int], n: int) -> int:
                 term *= Fraction(n - j, i - j)
         total += term
     return round(total)
-
-
-def patches_per_second(method: Method) -> float:
-    """Patch-by-patch inference, the fastest of a few batches after one to warm up."""
-    x, _ = _batch(method.task, SPEED_BATCH)
-    method.predict(x)
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        method.predict(x)
-        times.append(time.perf_counter() - started)
-    return SPEED_BATCH / min(times)

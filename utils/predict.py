@@ -6,6 +6,8 @@ the pixels that are wanted.  A method that predicts in a way of its own goes pat
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,20 @@ from model.scan import Region, Scanner
 from utils.metrics import confusion_matrix
 
 BATCH = 512               # patches per forward pass; scores do not depend on it
+TIMED_BATCH, REPEATS = 256, 3
+
+
+def patches_per_second(method: Method) -> float:
+    """Patch-by-patch inference on made-up patches: the fastest of a few batches, after one to warm up."""
+    x = torch.zeros(TIMED_BATCH, method.task.bands, method.task.patch_size, method.task.patch_size, device=method.device)
+    x[:, 0] = 1                                        # unit spectra
+    method.predict(x).cpu()
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        method.predict(x).cpu()
+        times.append(time.perf_counter() - started)
+    return TIMED_BATCH / min(times)
 
 
 def confusion_of(method: Method, sampler: PatchSampler, n_classes: int) -> np.ndarray:

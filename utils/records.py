@@ -70,7 +70,7 @@ class RunFolder:
         """Write what is known before the first step to run.json."""
         self.update_run(status="running", error=None, stopped_early=None, label=run_label(config), seed=config.seed,
                         source=data.source.name, target=data.target and data.target.name,
-                        classes=list(data.source.class_names), sha256=data.sha256,
+                        classes=list(data.source.class_names), bands=data.task.bands, sha256=data.sha256,
                         uses_target=method_class(config.method).uses_target,
                         labelled_target_pixels=len(data.test) if data.test else 0, **environment)
 

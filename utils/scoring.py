@@ -1,5 +1,5 @@
 """Scores of a run: under perturbations at every evaluation, when to stop early, and the end of a run, where the sealed
-target is opened and every selection rule's weights are scored once."""
+target is opened and every selection rule's weights are scored once (and inference is timed)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets.perturb import VIEWS, ShiftedSource
 from model.methods import Method
 from utils.checkpoint import load_discriminator
 from utils.metrics import confusion_matrix, constant_answer, scores
-from utils.predict import BATCH, confusion_of
+from utils.predict import BATCH, confusion_of, patches_per_second
 from utils.records import RunFolder, write_text
 from utils.selection import ORACLE, SHIFTED_SOURCE, SOURCE_SCORES
 from utils.assembly import Data
@@ -67,6 +67,8 @@ def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, di
         record = next(record for record in run.records(run.epochs) if record["epoch"] == epoch)
         content["oracle"] = next(entry for entry in oracle if entry["epoch"] == epoch) | source_scores(record)
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
+    if data.test:
+        run.update_run(patches_per_second=patches_per_second(method))
 
 
 def source_scores(record: dict[str, Any]) -> dict[str, Any]:
