@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,3 +65,19 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
+
+    def run_stages(self, h: Tensor, stages: Iterable[DiscriminatorStage]) -> Tensor:
+        """Some of the stages on their input, for methods that work between them: [N, C, P, P] -> [N, d, P, P], in the
+        classifier's precision; what goes out has the type of what comes in."""
+        given = h.dtype
+        with torch.autocast(h.device.type, torch.bfloat16, enabled=self.low_precision):
+            weights = self.branch_logits.softmax(0)
+            for stage in stages:
+                h = stage(h, weights)
+            return h.to(given)
+
+    def read_out(self, h: Tensor) -> Tensor:
+        """What lies behind the stages: [N, d, P, P] -> logits [N, K]."""
+        with torch.autocast(h.device.type, torch.bfloat16, enabled=self.low_precision):
+            features = functional.relu(self.fc(functional.max_pool2d(h, 2).flatten(1)))
+        return self.head(features.to(h.dtype))

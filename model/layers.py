@@ -17,6 +17,7 @@ from model.ops import cpu, involution, resolve_backend
 KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
 REDUCTION = 5             # the kernel generator's bottleneck is C // 5 wide
+EPSILON = 1e-5            # under the root of a channel's variance
 
 
 class Involution(nn.Module):
@@ -143,3 +144,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.conv_block(h)
+
+
+def channel_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over a patch's pixels: [N, C, P, P] -> [N, C, 1, 1] each."""
+    variance, mean = torch.var_mean(h, dim=(2, 3), correction=0, keepdim=True)
+    return mean, (variance + EPSILON).sqrt()

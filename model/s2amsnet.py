@@ -19,13 +19,13 @@ from model.generator import NOISE_DIM, STAGES, Generator
 from model.graphs import uncompiled
 from model.losses import (js_consistency, kl_consistency, mutual_information, mutual_information_sum,
                           released_consistency)
-from model.methods.base import (Method, Task, as_floats, buffers_kept, frozen, recordable, seeded_initialisation,
-                                statistics_frozen, statistics_in_order)
+from model.methods.base import Method, Task, as_floats, recordable, seeded_initialisation
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.ops import resolve_backend
 from model.settings import Settings
 from model.spectra import PhysicalBranch, unit_spectra
+from model.states import buffers_kept, frozen, statistics_frozen, statistics_in_order
 from utils.seeding import Streams
 
 CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_consistency}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import batch, build
-from model.methods.base import statistics_in_order
+from model.states import statistics_in_order
 from model.ops import cpu
 
 pytestmark = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=f"no C++: {cpu.unavailable_reason()}")

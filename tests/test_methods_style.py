@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 
 from conftest import batch, build
+from model.layers import channel_statistics
 from model.methods.dsu import PROBABILITY, perturb_statistics
 from model.methods.mixup import mixup_loss
-from model.methods.sagnet import (EARLY, channel_statistics, randomise_content, randomise_style, read_out, run_stages,
-                                  uniform_cross_entropy)
+from model.methods.sagnet import EARLY, randomise_content, randomise_style, uniform_cross_entropy
 
 
 def drawn(*shape, seed=0, **options):
@@ -146,8 +146,8 @@ def test_stages_in_pieces_are_the_classifier():
     method = build(method="sagnet").train()
     network, (x, _) = method.discriminator, batch()
     with torch.no_grad():
-        rest = run_stages(network, method.early(x), network.stages[EARLY:])
-        torch.testing.assert_close(read_out(network, rest), network(x))
+        rest = network.run_stages(method.early(x), network.stages[EARLY:])
+        torch.testing.assert_close(network.read_out(rest), network(x))
         assert len(method.style.stages) == len(network.stages) - EARLY
         assert method.style(method.early(x)).shape == (6, 3)
 

@@ -7,7 +7,8 @@ import torch
 import utils.predict
 from conftest import build
 from datasets.patches import PatchSampler, place
-from model.methods import ERM, Task
+from model.methods import Task
+from model.methods.erm import ERM
 from model.scan import Region
 from utils.predict import classify, confusion_of, map_scene, plan
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from conftest import batch, build, same_state
 from model.losses import kl_consistency, mutual_information
-from model.methods.base import frozen
+from model.states import frozen
 from model.mixing import mix
 from model.s2amsnet import learns
 from utils.errors import ConfigError

@@ -13,7 +13,7 @@ import torch
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.methods import Method
-from model.methods.base import buffers_kept
+from model.states import buffers_kept
 from utils import figures
 from utils.assembly import Data, load_data
 from utils.config import TrainConfig

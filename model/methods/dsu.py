@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.discriminator import STAGES
+from model.layers import EPSILON, channel_statistics
 from model.methods.base import Method, Task, recordable
-from model.methods.sagnet import EPSILON, channel_statistics, read_out, run_stages
 from model.settings import Settings
 from utils.seeding import Streams
 
@@ -56,8 +56,8 @@ class DSU(Method):
         """The classifier with perturbed statistics: [N, B, P, P] -> [N, K]."""
         h = x
         for stage, drawn in zip(self.discriminator.stages, noise):
-            h = perturb_statistics(run_stages(self.discriminator, h, [stage]), *drawn)
-        return read_out(self.discriminator, h)
+            h = perturb_statistics(self.discriminator.run_stages(h, [stage]), *drawn)
+        return self.discriminator.read_out(h)
 
 
 def perturb_statistics(h: Tensor, mean_noise: Tensor, std_noise: Tensor) -> Tensor:

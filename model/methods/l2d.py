@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from model.alignment import class_mmd, one_hot
 from model.contrast import supervised_contrast
-from model.methods.base import Method, Task, frozen, recordable, seeded_initialisation, statistics_frozen
+from model.methods.base import Method, Task, recordable, seeded_initialisation
 from model.settings import Settings
+from model.states import frozen, statistics_frozen
 from model.spectra import unit_spectra
 from utils.seeding import Streams
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.discriminator import Discriminator, DiscriminatorStage
-from model.methods.base import Method, Task, frozen, recordable, seeded_initialisation
+from model.layers import channel_statistics
+from model.methods.base import Method, Task, recordable, seeded_initialisation
 from model.settings import Settings
+from model.states import frozen
 from utils.seeding import Streams
 
 EARLY = 2                 # stages of the feature extractor G_f; the paper splits a ResNet behind stage 3 of 4
 ADVERSARIAL_WEIGHT = 0.1  # λ_adv (section 4 of the paper)
-EPSILON = 1e-5            # under the root of a channel's variance
 
 
 class SagNet(Method):
@@ -68,12 +66,12 @@ class SagNet(Method):
 
     def early(self, x: Tensor) -> Tensor:
         """G_f: [N, B, P, P] -> [N, d, P, P]."""
-        return run_stages(self.discriminator, x, self.discriminator.stages[:EARLY])
+        return self.discriminator.run_stages(x, self.discriminator.stages[:EARLY])
 
     def content_loss(self, z: Tensor, y: Tensor, partner: Tensor, share: Tensor) -> Tensor:
         mixed = randomise_style(z, partner, share)
-        h = run_stages(self.discriminator, mixed, self.discriminator.stages[EARLY:])
-        return functional.cross_entropy(read_out(self.discriminator, h), y)
+        h = self.discriminator.run_stages(mixed, self.discriminator.stages[EARLY:])
+        return functional.cross_entropy(self.discriminator.read_out(h), y)
 
     def style_loss(self, z: Tensor, y: Tensor, partner: Tensor) -> Tensor:
         return functional.cross_entropy(self.style(randomise_content(z, partner)), y)
@@ -82,30 +80,6 @@ class SagNet(Method):
         """Before its weight; G_s gets no gradient."""
         with frozen(self.style):
             return uniform_cross_entropy(self.style(randomise_content(z, partner)))
-
-
-def run_stages(network: Discriminator, h: Tensor, stages: Iterable[DiscriminatorStage]) -> Tensor:
-    """Some of a classifier's stages on their input, [N, C, P, P] -> [N, d, P, P], in the classifier's precision; what
-    goes out has the type of what comes in."""
-    given = h.dtype
-    with torch.autocast(h.device.type, torch.bfloat16, enabled=network.low_precision):
-        weights = network.branch_logits.softmax(0)
-        for stage in stages:
-            h = stage(h, weights)
-        return h.to(given)
-
-
-def read_out(network: Discriminator, h: Tensor) -> Tensor:
-    """What a classifier does behind its stages: [N, d, P, P] -> logits [N, K]."""
-    with torch.autocast(h.device.type, torch.bfloat16, enabled=network.low_precision):
-        features = functional.relu(network.fc(functional.max_pool2d(h, 2).flatten(1)))
-    return network.head(features.to(h.dtype))
-
-
-def channel_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over a patch's pixels: [N, C, P, P] -> [N, C, 1, 1] each."""
-    variance, mean = torch.var_mean(h, dim=(2, 3), correction=0, keepdim=True)
-    return mean, (variance + EPSILON).sqrt()
 
 
 def randomise_style(z: Tensor, partner: Tensor, share: Tensor) -> Tensor:

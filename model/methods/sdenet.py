@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.layers import AdaIN
 from model.methods.base import Task, recordable, seeded_initialisation
-from model.methods.pden import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
+from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
 from model.settings import Settings
 from utils.seeding import Streams
