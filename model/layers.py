@@ -17,7 +17,7 @@ from model.ops import cpu, involution, resolve_backend
 KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
 REDUCTION = 5             # the kernel generator's bottleneck is C // 5 wide
-EPSILON = 1e-5            # under the root of a channel's variance
+EPSILON = 1e-5            # under the root of a variance
 
 
 class Involution(nn.Module):

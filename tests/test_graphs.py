@@ -13,11 +13,10 @@ import model.ops
 from conftest import batch, build, same_state, settings
 from model import graphs
 from model.graphs import WARM_UP, FastStep, RecordedStep
-from model.methods import REGISTRY, Task, method_class
+from model.methods import REGISTRY, method_class
 from utils import workloads
 from utils.config import parse_train
 from utils.errors import ConfigError
-from utils.seeding import Streams
 
 CPU = torch.device("cpu")
 READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select,
@@ -261,11 +260,6 @@ def test_the_bench_measures_the_options_on_a_gpu_alone():
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def on_gpu(**entries):
-    chosen, gpu = settings(**entries), torch.device("cuda", 0)
-    return method_class(chosen.method)(Task(6, 3, 5), chosen, Streams(0, gpu)).to(gpu)
-
-
 def gradient(network):
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
@@ -277,10 +271,10 @@ def gradient(network):
 @pytest.mark.parametrize("variant", [{"recipe": "released"}, {"recipe": "paper"}, {"method": "erm"}], ids=str)
 def test_fast_steps_on_a_gpu_are_the_plain_ones(variant, precision, options):
     """Each from the same state, since Adam makes large differences of small ones."""
-    method = on_gpu(**variant, precision=precision, **options)
+    method = build(device="cuda", **variant, precision=precision, **options)
     for i, n in enumerate(SIZES):
         x, y = (value.cuda() for value in batch(n, seed=i))
-        twin = on_gpu(**variant, precision=precision)
+        twin = build(device="cuda", **variant, precision=precision)
         twin.load_training_state(copy.deepcopy(method.training_state()))
         twin.streams.load_state_dict(method.streams.state_dict())
         limit = 1e-2 if precision == "bf16" else 1e-5      # sums in another order may be rounded to another bfloat16

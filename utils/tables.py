@@ -34,8 +34,8 @@ def run_table(run: RunFolder) -> str:
     if "constant" in content:
         rows["constant answer"] = {SCORES[key]: f"{100 * content['constant'][key]:.1f}" for key in SCORES}
     sees = ", unlabelled target seen" if about.get("uses_target") else ""
-    title = (f"{about['label']}: {about['source']} → {about['target'] or MISSING}, seed {about['seed']}{sees} (percent; "
-             "n=1)")
+    pair = f"{about['source']} → {about['target'] or MISSING}"
+    title = f"{about['label']}: {pair}, seed {about['seed']}{sees} (percent; n=1)"
     text = f"\n{title}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"
     if "oracle" in content:
         best = pd.DataFrame.from_dict({"oracle": _row(content["oracle"])}, orient="index")
@@ -94,7 +94,7 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     keys = list(zip(table["pair"], table["method"], table["setting"]))
     asked = set(table.loc[table["rule"] == ORACLE.name, "folder"])
-    unasked = Counter(dict(zip(table["folder"], keys))[folder] for folder in set(table["folder"]) - asked)
+    unasked = Counter(key for folder, key in dict(zip(table["folder"], keys)).items() if folder not in asked)
     table["planned"] = [counts[key] - (unasked[key] if rule == ORACLE.name else 0)
                         for key, rule in zip(keys, table["rule"])]
     return table.sort_values(["pair", "method", "setting", "seed"], kind="stable", ignore_index=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.layers import AdaIN
+from model.layers import EPSILON, AdaIN
 from model.methods.base import Task, recordable, seeded_initialisation
 from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
@@ -16,7 +16,6 @@ from utils.seeding import Streams
 SPATIAL_CHANNELS = 3      # of the map whose spatial statistics are randomised (authors' code)
 KERNEL = 3                # side of the structuring elements (authors' code)
 MORPHOLOGY_MAPS = 4
-EPS = 1e-5
 
 
 class SDEnet(ExpandingMethod):
@@ -151,16 +150,16 @@ def mix_styles(h: Tensor, shuffle: Tensor, own: Tensor) -> Tensor:
     h [N, C, H, W], shuffle [N], own a scalar in 0..1 -> [N, C, H, W].
     """
     variance, mean = torch.var_mean(h, (2, 3), correction=0, keepdim=True)
-    content = (h - mean) / (variance + EPS).sqrt()
+    content = (h - mean) / (variance + EPSILON).sqrt()
     mean, variance = (own * each + (1 - own) * each[shuffle] for each in (mean, variance))
-    return content * (variance + EPS).sqrt() + mean
+    return content * (variance + EPSILON).sqrt() + mean
 
 
 def swap_contents(h: Tensor, shuffle: Tensor) -> Tensor:
     """Keep each sample's mean and variance over the channels, take the rest from sample shuffle[i], without gradient
     for it.  h [N, C, 1, 1], shuffle [N] -> [N, C, 1, 1]."""
     variance, mean = torch.var_mean(h, 1, correction=0, keepdim=True)
-    scale = (variance + EPS).sqrt()
+    scale = (variance + EPSILON).sqrt()
     return ((h - mean) / scale).detach()[shuffle] * scale + mean
 
 
