@@ -62,6 +62,12 @@ def test_kept_values_are_those_that_autograd_keeps(recipe, bands, patch_size):
         pytest.approx(kept_values(method.mmirn, x.clone().requires_grad_()), rel=0.3)
 
 
+def in_a_fresh_process(function, *arguments):
+    """What the function returns; holes that earlier tests left in this process's heap would show in its memory."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
+
+
 def memory_of_a_step(n, patch_size, pro_dim, backend, entries) -> tuple[int, float | None]:
     """Bytes of a step: what the estimate says, and what this process took (None where the system does not tell)."""
     method = build(48, 7, patch_size, backend=backend, pro_dim=pro_dim, GIN_ch=24, mmirn_filters=8, **entries)
@@ -80,8 +86,7 @@ def memory_of_a_step(n, patch_size, pro_dim, backend, entries) -> tuple[int, flo
 @pytest.mark.parametrize("n, patch_size, pro_dim", [(64, 9, 64), (32, 13, 96)])
 def test_memory_of_a_step(n, patch_size, pro_dim, backend, entries):
     n *= 4 if entries else 1                                       # ERM keeps little
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:    # what earlier tests left in this heap would show
-        estimate, taken = fresh.submit(memory_of_a_step, n, patch_size, pro_dim, backend, entries).result()
+    estimate, taken = in_a_fresh_process(memory_of_a_step, n, patch_size, pro_dim, backend, entries)
     if taken is None:
         pytest.skip("this system does not tell the peak of a part of a process")
     assert estimate == pytest.approx(taken, rel=0.3)
@@ -230,12 +235,10 @@ def test_nothing_happens_outside_glibc(libc, monkeypatch):
     assert not libc.said
 
 
-def test_freed_memory_really_stays_and_goes():
-    if not allocator.is_glibc() or measure.reset_peak(CPU) is None:
-        pytest.skip("needs glibc, and a system that tells a process's memory")
-
+def freed_memory() -> tuple[int, int, int]:
+    """Bytes that this process holds once 128 MiB are freed: by default, kept, and after they were given back."""
     def after_freeing():
-        block = torch.ones(2 ** 25)                                      # 128 MiB
+        block = torch.ones(2 ** 25)
         del block
         return measure.reset_peak(CPU)
     allocator.default_behaviour()
@@ -243,4 +246,11 @@ def test_freed_memory_really_stays_and_goes():
     allocator.keep_freed_memory(over_the_user=True)
     kept = after_freeing()
     allocator.give_back()
-    assert kept - gone > 100 * 2 ** 20 and kept - measure.reset_peak(CPU) > 100 * 2 ** 20
+    return gone, kept, measure.reset_peak(CPU)
+
+
+def test_freed_memory_really_stays_and_goes():
+    if not allocator.is_glibc() or measure.reset_peak(CPU) is None:
+        pytest.skip("needs glibc, and a system that tells a process's memory")
+    gone, kept, given_back = in_a_fresh_process(freed_memory)
+    assert kept - gone > 100 * 2 ** 20 and kept - given_back > 100 * 2 ** 20
