@@ -111,8 +111,15 @@ def test_scores_at_the_last_step(tmp_path):
     assert title == "A → B (percent, mean ± std over n seeds, rule last)"
     assert list(table.index) == ["erm", "s2amsnet paper", "constant answer"]
     assert list(table.loc["erm"]) == ["3", "200", "80.0 ± 10.0", "50.0 (n=1)", "60.0 ± 10.0", "50.0 ± 10.0",
-                                      "40.0 ± 10.0", "5"]
-    assert list(table.loc["constant answer"]) == ["–", "–", "–", "–", "75.0", "50.0", "0.0", "–"]
+                                      "40.0 ± 10.0", "40.0 ± 10.0", "5"]
+    assert list(table.loc["constant answer"]) == ["–", "–", "–", "–", "75.0", "50.0", "0.0", "–", "–"]
+
+
+def test_kappa_of_the_second_half_is_a_mean_over_its_evaluations(tmp_path):
+    write_run(tmp_path / "even", target=(0.9, 0.3, 0.5, 0.7), val=(0.5,) * 4)
+    write_run(tmp_path / "odd", seed=1, target=(0.9, 0.5, 0.7), val=(0.5,) * 3)
+    last = study.last_epochs(study.read([tmp_path])).set_index("seed")["second_half_kappa"]
+    assert last[0] == pytest.approx(0.6 - 0.2) and last[1] == pytest.approx(0.6 - 0.2)      # score(): κ is OA - 0.2
 
 
 def test_rank_correlations_agree_with_scipy(tmp_path):

@@ -128,16 +128,23 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 def last_epochs(points: pd.DataFrame) -> pd.DataFrame:
-    """Every run at its last epoch, a row each; seconds are those of the whole training."""
+    """Every run at its last epoch, a row each; seconds are those of the whole training.
+
+    second_half_kappa: the mean of κ over the evaluations in the second half of the epochs, which tells more of a run
+    whose score swings than its last value does.
+    """
     last = points.loc[points.groupby("folder", sort=False)["epoch"].idxmax()].copy()
+    second_half = points[points["epoch"] > points.groupby("folder")["epoch"].transform("max") / 2]
+    last["second_half_kappa"] = last["folder"].map(second_half.groupby("folder")["target_kappa"].mean())
     last["seconds"] = last["folder"].map(points.groupby("folder")["seconds"].sum())
     return last.reset_index(drop=True)
 
 
 def score_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title -> table per pair: a row per method with its scores at the last step, and the constant answer below."""
+    """Title -> table per pair: a row per method with its scores at the last step, the mean κ over the second half of
+    its evaluations, and the constant answer below."""
     columns = {"source-val OA": "source_val_oa", "shifted-source OA": "shifted_source_oa", "target OA": "target_oa",
-               "target AA": "target_aa", "target κ": "target_kappa"}
+               "target AA": "target_aa", "target κ": "target_kappa", "κ, second half": "second_half_kappa"}
     tables = {}
     for pair, of_pair in last_epochs(points).groupby("pair", sort=False):
         rows = {}
