@@ -2,7 +2,8 @@
 
     python main.py --source_name Houston13 --target_name Houston18 --patch_size 13 --training_sample_ratio 0.8
     python main.py COMMAND --help        for COMMAND in train (the default), evaluate, predict, export, figures,
-                                         parity, bench, sweep, tables, compare, study, transfer, prepare
+                                         parity, bench, sweep, tables, compare, study, transfer, refit,
+                                         prepare
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from utils.errors import NonFiniteLossError, UserError
 from utils.metrics import scores
 from utils.predict import confusion_of
 from utils.records import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
-from utils.scoring import out_of_patience, score_run, shifted_scores, source_scores
+from utils.scoring import clean_patches, out_of_patience, score_run, score_source, source_scores
 from utils.seeding import Streams
 from utils.selection import RULES
 from utils.assembly import Data, augmentation, backend_of, build_method, choose_device, load_data
@@ -35,7 +36,6 @@ from utils.validators import validate
 
 log = logging.getLogger("main")
 
-CLEAN_PATCHES = 4096      # source patches for batchnorm_statistics 'source'
 PATIENT_BAR = 30.0        # seconds between progress lines where the output is not a terminal
 
 
@@ -116,9 +116,8 @@ def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Meth
     """Score source validation, plain and perturbed; keep what each rule selects.  With --validators and --oracle look
     at the target too, into records of their own."""
     n_classes = data.task.n_classes
-    with method.evaluating(data.train.in_order(config.batch_size, CLEAN_PATCHES)):
-        record["source_val"] = scores(confusion_of(method, data.val, n_classes)).as_dict()
-        record["shifted_source"] = shifted_scores(method, data.shifted, n_classes)
+    with method.evaluating(clean_patches(config, data)):
+        record |= score_source(method, data)
         weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
         for rule in RULES:
             if rule.improves(record, state["selected"].get(rule.name)):

@@ -1,5 +1,5 @@
 """The commands beside `train`: evaluate, predict, export, figures, parity, bench, sweep, tables, compare, study,
-transfer, prepare."""
+transfer, refit, prepare."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from utils.errors import CheckpointError, ConfigError, UserError
 from utils.gallery import LAYOUTS, gallery
 from utils.metrics import constant_answer, scores
 from utils.predict import confusion_of, map_scene
-from utils.records import find_runs, open_run, write_text
+from utils.records import RunFolder, find_runs, open_run, write_text
+from utils.refit import refit
 from utils.run_figures import draw_run
 from utils.selection import LAST, RULES
 from utils.sweep import SweepConfig, run_sweep
@@ -222,13 +223,29 @@ def rescore(words: list[str]) -> None:
     parser.add_argument("--severity", type=Optional[float], default=None, help="another severity of the simulated gap")
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
     choice = parser.parse_args(words)
-    runs = [run for run in find_runs(choice.runs)
+    _derive(choice.runs, lambda run: transfer(run, choice.target_name, choice.severity, choice.data_path))
+
+
+def refit_statistics(words: list[str]) -> None:
+    """Score the last epoch of finished runs with BatchNorm's statistics re-estimated on clean source patches
+    (batchnorm_statistics: source), each into a run folder of its own, without training anew."""
+    parser = ArgumentParser(prog="main.py refit", description=refit_statistics.__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--save_path", type=Optional[str], default=None, help="folder of the new ones; default: beside")
+    parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
+    choice = parser.parse_args(words)
+    _derive(choice.runs, lambda run: refit(run, choice.save_path, choice.data_path))
+
+
+def _derive(folders: list[str], make: Callable[[RunFolder], RunFolder | None]) -> None:
+    """Make a run folder of every finished run below the folders that was trained there itself."""
+    runs = [run for run in find_runs(folders)
             if (about := run.read_run()).get("status") == "done" and "trained_in" not in about]
     if not runs:
-        raise UserError(f"No finished run below {', '.join(choice.runs)}.")
+        raise UserError(f"No finished run below {', '.join(folders)}.")
     for run in runs:
-        made = transfer(run, choice.target_name, choice.severity, choice.data_path)
-        print(made.path if made else f"{run.path}: scored there already")
+        made = make(run)
+        print(made.path if made else f"{run.path}: scored there already", flush=True)
 
 
 def prepare(words: list[str]) -> None:
@@ -250,4 +267,4 @@ def prepare(words: list[str]) -> None:
 TABLE: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate, "predict": predict, "export": export, "figures": draw, "parity": parity, "bench": bench,
     "sweep": sweep, "tables": tables, "compare": compare, "study": study, "transfer": rescore,
-    "prepare": prepare}
+    "refit": refit_statistics, "prepare": prepare}

@@ -5,22 +5,38 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from datasets.perturb import VIEWS, ShiftedSource
 from model.methods import Method
+from utils.assembly import Data
 from utils.checkpoint import load_discriminator
+from utils.config import TrainConfig
 from utils.metrics import confusion_matrix, constant_answer, scores
 from utils.predict import BATCH, confusion_of, patches_per_second
 from utils.records import RunFolder, write_text
 from utils.selection import ORACLE, SHIFTED_SOURCE, SOURCE_SCORES
-from utils.assembly import Data
 
 log = logging.getLogger(__name__)
 
 SHOWN = ("oa", "aa", "kappa")     # of every view
+CLEAN_PATCHES = 4096              # source patches for batchnorm_statistics 'source'
+
+
+def clean_patches(config: TrainConfig, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training pixels without augmentation, in batches, for Method.evaluating: (x [N, B, P, P], y [N])."""
+    return data.train.in_order(config.batch_size, CLEAN_PATCHES)
+
+
+def score_source(method: Method, data: Data) -> dict[str, Any]:
+    """Scores of SOURCE_SCORES: held-out source pixels as they are, and under every view.  The method must be in the
+    state that is to be scored (Method.evaluating)."""
+    return {"source_val": scores(confusion_of(method, data.val, data.task.n_classes)).as_dict(),
+            "shifted_source": shifted_scores(method, data.shifted, data.task.n_classes)}
 
 
 def shifted_scores(method: Method, source: ShiftedSource, n_classes: int) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from datasets.patches import source_repeat
 from model.methods import method_class
 from utils import checkpoint
-from utils.assembly import Data, backend_of, build_method, choose_device, load_data
+from utils.assembly import Data, build_method, choose_device, load_data
 from utils.config import TrainConfig, check, parse_train
+from utils.derived import derived_folder, write_derived
 from utils.errors import ConfigError
-from utils.records import RunFolder, environment, run_name
-from utils.scoring import score_run
+from utils.records import RunFolder
 from utils.seeding import Streams
+
 
 def transfer(run: RunFolder, target_name: str | None = None, severity: float | None = None,
              data_path: str | None = None) -> RunFolder | None:
@@ -32,27 +33,17 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     original = parse_train(["--config", str(run.config)])
     config = _changed(original, target_name, severity, data_path)
     config.save_path = str(run.path.parent)
-    made = RunFolder(run.path.parent / run_name(config))
-    if made.read_run().get("status") == "done":
+    made = derived_folder(config)
+    if made is None:
         return None
-    if made.checkpoint.exists() and "trained_in" not in made.read_run():
-        raise ConfigError(f"{made.path} is a run of its own, unfinished. Go on with it (--resume {made.path}) or delete it.")
     device = choose_device(config.gpu)
     data = load_data(config, device, Streams(config.seed, device).split)
     saved = checkpoint.load(run.checkpoint)
     _check_training(run, config, data, saved["data"])
-    made.path.mkdir(parents=True, exist_ok=True)
-    made.write_config(config)
+    write_derived(run, made, config, data, build_method(config, data.task, Streams(config.seed, device), device), saved,
+                  device)
     for records in filter(Path.exists, (run.epochs, run.diagnostics)):
         shutil.copyfile(records, made.path / records.name)
-    made.update_run(trained_in=run.path.name)
-    checkpoint.save(made.checkpoint, saved | {"config": checkpoint.configuration(config), "data": data.sha256})
-    about = run.read_run()
-    made.begin(config, data, environment(device, backend_of(config, device)))
-    method = build_method(config, data.task, Streams(config.seed, device), device)
-    score_run(made, method, data, saved["state"]["selected"])
-    made.update_run(status="done", **{name: about[name] for name in (
-        "seconds", "peak_memory_mib", "git", "versions", "command", "stopped_early") if name in about})
     return made
 
 

@@ -1,0 +1,58 @@
+"""A run whose BatchNorm statistics are re-estimated afterwards is the run that training with that switch would have made."""
+
+import json
+
+import pytest
+
+import main
+from conftest import same_state
+from utils import checkpoint
+from utils.errors import CheckpointError, ConfigError
+from utils.refit import refit
+
+
+@pytest.mark.parametrize("words", [["--recipe", "paper"], ["--recipe", "robust"], ["--method", "dsan"]], ids=" ".join)
+def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp_path, words):
+    first = pair.run(*words, "--batchnorm_statistics", "running", "--oracle", "--validators", save_path=tmp_path / "runs")
+    made = refit(first)
+    trained = pair.run(*words, "--batchnorm_statistics", "source", save_path=tmp_path / "again")
+    assert made.path.name == trained.path.name and made.path.parent == first.path.parent
+    ours, theirs = (json.loads(run.evaluation.read_text()) for run in (made, trained))
+    assert ours["rules"] == {"last": theirs["rules"]["last"]} and ours["constant"] == theirs["constant"]
+    assert made.read_run()["trained_in"] == first.path.name and made.read_run()["status"] == "done"
+    record, last = made.records(made.epochs)[0], trained.records(trained.epochs)[-1]
+    assert {name: value for name, value in record.items() if name != "seconds"} == \
+        {name: value for name, value in last.items() if name != "seconds"}
+    assert record["seconds"] == pytest.approx(sum(entry["seconds"] for entry in first.records(first.epochs)))
+    before, saved, again = (checkpoint.load(run.checkpoint) for run in (first, made, trained))
+    assert saved["config"] == again["config"] and same_state(saved["method"], again["method"])
+    assert same_state(saved["state"]["selected"]["last"], again["state"]["selected"]["last"])
+    assert not same_state(saved["state"]["selected"]["last"], before["state"]["selected"]["last"])
+    assert not made.oracle.exists() and not made.validators.exists() and refit(first) is None
+
+
+def test_the_command_makes_one_of_every_run_once_and_tables_take_it(pair, tmp_path, capsys):
+    runs = [pair.run("--method", method, "--max_epoch", "1", save_path=tmp_path / "runs")
+            for method in ("erm", "s2amsnet")]
+    words = ["refit", str(tmp_path / "runs"), "--save_path", str(tmp_path / "fitted")]
+    assert main.main(words) == 0
+    made = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert all(str(tmp_path / "fitted") in line for line in made) and len(made) == len(runs)
+    assert main.main(words) == 0
+    assert capsys.readouterr().out.count("already") == 2
+    assert main.main(["tables", str(tmp_path / "runs"), str(tmp_path / "fitted")]) == 0
+    assert "erm released batchnorm_statistics=source" in capsys.readouterr().out
+    assert main.main(["figures", made[0]]) == 0 and main.main(["evaluate", "--run", made[1]]) == 0
+
+
+def test_what_has_nothing_to_re_estimate_is_refused(pair, scenes, tmp_path):
+    with pytest.raises(ConfigError, match="already"):
+        refit(pair.run("--method", "erm", "--batchnorm_statistics", "source", "--max_epoch", "1",
+                       save_path=tmp_path / "runs"))
+    with pytest.raises(ConfigError, match="has no BatchNorm"):
+        refit(pair.run("--method", "svm", "--max_epoch", "1", save_path=tmp_path / "runs"))
+    run = pair.run("--method", "mixup", "--max_epoch", "1", save_path=tmp_path / "runs")
+    target = pair.folder / "coast.mat"
+    target.write_bytes((pair.folder / "field.mat").read_bytes())
+    with pytest.raises(CheckpointError, match="other data: target/coast.mat"):
+        refit(run)
