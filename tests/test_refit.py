@@ -45,6 +45,15 @@ def test_the_command_makes_one_of_every_run_once_and_tables_take_it(pair, tmp_pa
     assert main.main(["figures", made[0]]) == 0 and main.main(["evaluate", "--run", made[1]]) == 0
 
 
+def test_a_run_without_its_weights_does_not_stop_the_others(pair, tmp_path, capsys, caplog):
+    first, second = (pair.run("--method", "erm", "--max_epoch", "1", "--seed", seed, save_path=tmp_path / "runs")
+                     for seed in ("0", "1"))
+    first.checkpoint.unlink()
+    assert main.main(["refit", str(tmp_path / "runs")]) == 2
+    assert "1 of 2 runs could not be scored" in capsys.readouterr().err and "does not exist" in caplog.text
+    assert len(list((tmp_path / "runs").glob("*source_seed1*/evaluation.json"))) == 1
+
+
 def test_what_has_nothing_to_re_estimate_is_refused(pair, scenes, tmp_path):
     with pytest.raises(ConfigError, match="already"):
         refit(pair.run("--method", "erm", "--batchnorm_statistics", "source", "--max_epoch", "1",

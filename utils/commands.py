@@ -3,6 +3,7 @@ transfer, refit, prepare."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from utils.sweep_ray import HERE
 from utils.table_commands import compare, tables, writing
 from utils.trained import Trained, load_released, load_run
 from utils.transfer import transfer
+
+log = logging.getLogger(__name__)
 
 RuleName = Literal[tuple(rule.name for rule in RULES)]
 
@@ -238,14 +241,22 @@ def refit_statistics(words: list[str]) -> None:
 
 
 def _derive(folders: list[str], make: Callable[[RunFolder], RunFolder | None]) -> None:
-    """Make a run folder of every finished run below the folders that was trained there itself."""
+    """Make a run folder of every finished run below the folders that was trained there itself.  One that can't be made
+    does not stop the others; raises UserError at the end."""
     runs = [run for run in find_runs(folders)
             if (about := run.read_run()).get("status") == "done" and "trained_in" not in about]
     if not runs:
         raise UserError(f"No finished run below {', '.join(folders)}.")
+    failed = 0
     for run in runs:
-        made = make(run)
-        print(made.path if made else f"{run.path}: scored there already", flush=True)
+        try:
+            made = make(run)
+            print(made.path if made else f"{run.path}: scored there already", flush=True)
+        except UserError as error:
+            failed += 1
+            log.warning("%s: %s", run.path, error)
+    if failed:
+        raise UserError(f"{failed} of {len(runs)} runs could not be scored; the reasons stand above.")
 
 
 def prepare(words: list[str]) -> None:
