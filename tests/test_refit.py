@@ -1,14 +1,18 @@
 """A run whose BatchNorm statistics are re-estimated afterwards is the run that training with that switch would have made."""
 
+import dataclasses
 import json
 
 import pytest
 
 import main
-from conftest import same_state
+from conftest import same_state, write_scene
+from datasets.writers import write_mat_v5
 from utils import checkpoint
+from utils.derived import derived_by
 from utils.errors import CheckpointError, ConfigError
 from utils.refit import refit
+from utils.transfer import transfer
 
 
 @pytest.mark.parametrize("words", [["--recipe", "paper"], ["--recipe", "robust"], ["--method", "dsan"]], ids=" ".join)
@@ -29,6 +33,17 @@ def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp
     assert same_state(saved["state"]["selected"]["last"], again["state"]["selected"]["last"])
     assert not same_state(saved["state"]["selected"]["last"], before["state"]["selected"]["last"])
     assert not made.oracle.exists() and not made.validators.exists() and refit(first) is None
+
+
+def test_it_goes_with_transfer_in_either_order(pair, scenes, tmp_path):
+    first = pair.run("--method", "erm", save_path=tmp_path / "runs")
+    target = dataclasses.replace(scenes[1], cube=scenes[1].cube[::-1].copy(), labels=scenes[1].labels[::-1].copy())
+    other = str(write_scene(pair.folder, target, "hills", write_mat_v5))
+    one = transfer(refit(first, str(tmp_path / "fitted")), other)
+    two = refit(transfer(first, other))
+    assert one.path.name == two.path.name and (derived_by(one), derived_by(two)) == ("transfer", "refit")
+    assert json.loads(one.evaluation.read_text()) == json.loads(two.evaluation.read_text())
+    assert one.records(one.epochs) == two.records(two.epochs)
 
 
 def test_the_command_makes_one_of_every_run_once_and_tables_take_it(pair, tmp_path, capsys):

@@ -24,6 +24,7 @@ from utils import figures, parity as recorded, released, study as study_maker, s
 from utils.assembly import read_scene, scene_sampler
 from utils.bench import bench
 from utils.config import parse_command, tidy
+from utils.derived import REFIT, TRANSFER, derived_by
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.gallery import LAYOUTS, gallery
 from utils.metrics import constant_answer, scores
@@ -226,7 +227,7 @@ def rescore(words: list[str]) -> None:
     parser.add_argument("--severity", type=Optional[float], default=None, help="another severity of the simulated gap")
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
     choice = parser.parse_args(words)
-    _derive(choice.runs, lambda run: transfer(run, choice.target_name, choice.severity, choice.data_path))
+    _derive(TRANSFER, choice.runs, lambda run: transfer(run, choice.target_name, choice.severity, choice.data_path))
 
 
 def refit_statistics(words: list[str]) -> None:
@@ -237,14 +238,13 @@ def refit_statistics(words: list[str]) -> None:
     parser.add_argument("--save_path", type=Optional[str], default=None, help="folder of the new ones; default: beside")
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
     choice = parser.parse_args(words)
-    _derive(choice.runs, lambda run: refit(run, choice.save_path, choice.data_path))
+    _derive(REFIT, choice.runs, lambda run: refit(run, choice.save_path, choice.data_path))
 
 
-def _derive(folders: list[str], make: Callable[[RunFolder], RunFolder | None]) -> None:
-    """Make a run folder of every finished run below the folders that was trained there itself.  One that can't be made
-    does not stop the others; raises UserError at the end."""
-    runs = [run for run in find_runs(folders)
-            if (about := run.read_run()).get("status") == "done" and "trained_in" not in about]
+def _derive(command: str, folders: list[str], make: Callable[[RunFolder], RunFolder | None]) -> None:
+    """Make a run folder of every finished run below the folders but those that the command itself made.  One that can't
+    be made does not stop the others; raises UserError at the end."""
+    runs = [run for run in find_runs(folders) if run.read_run().get("status") == "done" and derived_by(run) != command]
     if not runs:
         raise UserError(f"No finished run below {', '.join(folders)}.")
     failed = 0

@@ -14,6 +14,7 @@ from utils.errors import ConfigError
 from utils.records import RunFolder, environment, run_name
 from utils.scoring import score_run
 
+TRANSFER, REFIT = "transfer", "refit"        # the commands
 _OF_THE_TRAINING = ("seconds", "peak_memory_mib", "git", "versions", "command", "stopped_early")
 
 
@@ -28,13 +29,20 @@ def derived_folder(config: TrainConfig) -> RunFolder | None:
     return made
 
 
-def write_derived(run: RunFolder, made: RunFolder, config: TrainConfig, data: Data, method: Method,
+def derived_by(run: RunFolder) -> str | None:
+    """The command that made a run folder from another one; None for a run that was trained there."""
+    about = run.read_run()
+    return about.get("derived_by", TRANSFER) if "trained_in" in about else None
+
+
+def write_derived(command: str, run: RunFolder, made: RunFolder, config: TrainConfig, data: Data, method: Method,
                   saved: dict[str, Any], device: torch.device) -> None:
     """Write everything but the records per epoch: settings, checkpoint (`saved`, a checkpoint's content, under the new
-    settings and data), scores, and run.json, which names the run that was trained and keeps what it says of training."""
+    settings and data), scores, and run.json, which names the run that it is made from and the command, and keeps what
+    that one says of training."""
     made.path.mkdir(parents=True, exist_ok=True)
     made.write_config(config)
-    made.update_run(trained_in=run.path.name)
+    made.update_run(trained_in=run.path.name, derived_by=command)
     checkpoint.save(made.checkpoint, saved | {"config": checkpoint.configuration(config), "data": data.sha256})
     made.begin(config, data, environment(device, backend_of(config, device)))
     score_run(made, method, data, saved["state"]["selected"])

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from utils import checkpoint
 from utils.assembly import build_method, choose_device, load_data
 from utils.config import parse_train
-from utils.derived import derived_folder, write_derived
+from utils.derived import REFIT, derived_folder, write_derived
 from utils.errors import ConfigError
 from utils.records import RunFolder, write_text
 from utils.scoring import clean_patches, score_source, source_scores
@@ -53,6 +53,6 @@ def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = 
         record = epochs[-1] | {"seconds": sum(entry["seconds"] for entry in epochs)} | score_source(method, data)
         weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
     chosen = {LAST.name: {"epoch": record["epoch"], **source_scores(record), "discriminator": weights}}
-    write_derived(run, made, config, data, method, saved | {"state": saved["state"] | {"selected": chosen}}, device)
+    write_derived(REFIT, run, made, config, data, method, saved | {"state": saved["state"] | {"selected": chosen}}, device)
     write_text(made.epochs, json.dumps(record) + "\n")
     return made

@@ -16,7 +16,7 @@ from model.methods import method_class
 from utils import checkpoint
 from utils.assembly import Data, build_method, choose_device, load_data
 from utils.config import TrainConfig, check, parse_train
-from utils.derived import derived_folder, write_derived
+from utils.derived import TRANSFER, derived_folder, write_derived
 from utils.errors import ConfigError
 from utils.records import RunFolder
 from utils.seeding import Streams
@@ -40,8 +40,8 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     data = load_data(config, device, Streams(config.seed, device).split)
     saved = checkpoint.load(run.checkpoint)
     _check_training(run, config, data, saved["data"])
-    write_derived(run, made, config, data, build_method(config, data.task, Streams(config.seed, device), device), saved,
-                  device)
+    method = build_method(config, data.task, Streams(config.seed, device), device)
+    write_derived(TRANSFER, run, made, config, data, method, saved, device)
     for records in filter(Path.exists, (run.epochs, run.diagnostics)):
         shutil.copyfile(records, made.path / records.name)
     return made
