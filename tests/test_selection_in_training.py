@@ -26,8 +26,8 @@ def scripted(monkeypatch):
     """Shifted-source scores as given, epoch by epoch."""
     def script(*scores):
         left = iter(scores)
-        monkeypatch.setattr(main, "shifted_scores", lambda *_: {"oa": next(left), "aa": 0.5, "kappa": 0.5,
-                                                                "macro_f1": 0.5, "views": {}})
+        monkeypatch.setattr(scoring, "shifted_scores", lambda *_: {"oa": next(left), "aa": 0.5, "kappa": 0.5,
+                                                                   "macro_f1": 0.5, "views": {}})
     return script
 
 
