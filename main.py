@@ -26,7 +26,7 @@ from utils.errors import NonFiniteLossError, UserError
 from utils.metrics import scores
 from utils.predict import confusion_of
 from utils.records import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
-from utils.scoring import clean_patches, out_of_patience, score_run, score_source, source_scores
+from utils.scoring import clean_patches, evaluate_source, out_of_patience, score_run, source_scores
 from utils.seeding import Streams
 from utils.selection import RULES
 from utils.assembly import Data, augmentation, backend_of, build_method, choose_device, load_data
@@ -117,7 +117,7 @@ def evaluate_epoch(run: RunFolder, config: TrainConfig, data: Data, method: Meth
     at the target too, into records of their own."""
     n_classes = data.task.n_classes
     with method.evaluating(clean_patches(config, data)):
-        record |= score_source(method, data)
+        record |= evaluate_source(method, data)
         weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
         for rule in RULES:
             if rule.improves(record, state["selected"].get(rule.name)):

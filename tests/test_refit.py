@@ -1,4 +1,4 @@
-"""A run whose BatchNorm statistics are re-estimated afterwards is the run that training with that switch would have made."""
+"""A run whose BatchNorm statistics are re-estimated afterwards is the run that training with that switch would make."""
 
 import dataclasses
 import json
@@ -6,10 +6,9 @@ import json
 import pytest
 
 import main
-from conftest import same_state, write_scene
+from conftest import SMALL, same_state, write_scene
 from datasets.writers import write_mat_v5
-from utils import checkpoint
-from utils.derived import derived_by
+from utils import checkpoint, derived
 from utils.errors import CheckpointError, ConfigError
 from utils.refit import refit
 from utils.transfer import transfer
@@ -17,7 +16,8 @@ from utils.transfer import transfer
 
 @pytest.mark.parametrize("words", [["--recipe", "paper"], ["--recipe", "robust"], ["--method", "dsan"]], ids=" ".join)
 def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp_path, words):
-    first = pair.run(*words, "--batchnorm_statistics", "running", "--oracle", "--validators", save_path=tmp_path / "runs")
+    first = pair.run(*words, "--batchnorm_statistics", "running", "--oracle", "--validators",
+                     save_path=tmp_path / "runs")
     made = refit(first)
     trained = pair.run(*words, "--batchnorm_statistics", "source", save_path=tmp_path / "again")
     assert made.path.name == trained.path.name and made.path.parent == first.path.parent
@@ -41,7 +41,7 @@ def test_it_goes_with_transfer_in_either_order(pair, scenes, tmp_path):
     other = str(write_scene(pair.folder, target, "hills", write_mat_v5))
     one = transfer(refit(first, str(tmp_path / "fitted")), other)
     two = refit(transfer(first, other))
-    assert one.path.name == two.path.name and (derived_by(one), derived_by(two)) == ("transfer", "refit")
+    assert one.path.name == two.path.name and tuple(map(derived.derived_by, (one, two))) == ("transfer", "refit")
     assert json.loads(one.evaluation.read_text()) == json.loads(two.evaluation.read_text())
     assert one.records(one.epochs) == two.records(two.epochs)
 
@@ -58,6 +58,22 @@ def test_the_command_makes_one_of_every_run_once_and_tables_take_it(pair, tmp_pa
     assert main.main(["tables", str(tmp_path / "runs"), str(tmp_path / "fitted")]) == 0
     assert "erm released batchnorm_statistics=source" in capsys.readouterr().out
     assert main.main(["figures", made[0]]) == 0 and main.main(["evaluate", "--run", made[1]]) == 0
+
+
+@pytest.mark.parametrize("derive", [refit, lambda run: transfer(run, severity=2.0)], ids=["refit", "transfer"])
+def test_a_folder_is_done_only_when_all_of_it_is_written(tmp_path, monkeypatch, derive):
+    words = ["--source_name", "SimSource", "--target_name", "SimTarget", "--data_path", str(tmp_path / "data"), *SMALL,
+             "--re_ratio", "1", "--method", "erm", "--max_epoch", "1", "--save_path", str(tmp_path / "runs")]
+    run, write = main.train(words), derived.write_text
+
+    def break_off(path, text):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(derived, "write_text", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        derive(run)
+    monkeypatch.setattr(derived, "write_text", write)
+    made = derive(run)                                                      # what was broken off does not count as done
+    assert made.read_run()["status"] == "done" and len(made.records(made.epochs)) == 1
 
 
 def test_a_run_without_its_weights_does_not_stop_the_others(pair, tmp_path, capsys, caplog):

@@ -1,8 +1,8 @@
 """A trained run scored with BatchNorm's statistics re-estimated on clean source patches, without training anew.
 
-With `batchnorm_statistics: source` the statistics are set anew for every evaluation and training does not depend on them,
-so the last epoch of such a run can be made from a run that kept the running averages.  What the other selection rules
-would have chosen can't: it is left out.
+With `batchnorm_statistics: source` the statistics are set anew for every evaluation, and training does not depend on
+them: the last epoch of such a run can be made from a run that kept the running averages.  What the other selection
+rules would have chosen can't, and is left out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import json
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils import checkpoint
-from utils.assembly import build_method, choose_device, load_data
 from utils.config import parse_train
-from utils.derived import REFIT, derived_folder, write_derived
+from utils.derived import REFIT, Derived
 from utils.errors import ConfigError
-from utils.records import RunFolder, write_text
-from utils.scoring import clean_patches, score_source, source_scores
-from utils.seeding import Streams
+from utils.records import RunFolder
+from utils.scoring import clean_patches, evaluate_source, source_scores
 from utils.selection import LAST
 
 SOURCE = "source"
@@ -37,22 +35,17 @@ def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = 
         raise ConfigError(f"{run.path} has BatchNorm's statistics from clean source patches already.")
     config.batchnorm_statistics, config.oracle, config.validators = SOURCE, False, False
     config.save_path, config.data_path = save_path or str(run.path.parent), data_path or config.data_path
-    made = derived_folder(config)
-    if made is None:
+    derived = Derived.begin(run, config)
+    if derived is None:
         return None
-    device = choose_device(config.gpu)
-    data = load_data(config, device, Streams(config.seed, device).split)
-    saved = checkpoint.load(run.checkpoint)
-    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.source.class_names, device.type)
-    method = build_method(config, data.task, Streams(config.seed, device), device)
+    data, method, saved = derived.data, derived.method, derived.saved
+    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.source.class_names, derived.device.type)
     if not any(isinstance(module, _BatchNorm) for module in method.discriminator.modules()):
         raise ConfigError(f"{run.path}: the classifier of method '{config.method}' has no BatchNorm.")
     method.load_training_state(saved["method"])
     epochs = run.records(run.epochs)
     with method.evaluating(clean_patches(config, data)):
-        record = epochs[-1] | {"seconds": sum(entry["seconds"] for entry in epochs)} | score_source(method, data)
+        record = epochs[-1] | {"seconds": sum(entry["seconds"] for entry in epochs)} | evaluate_source(method, data)
         weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
-    chosen = {LAST.name: {"epoch": record["epoch"], **source_scores(record), "discriminator": weights}}
-    write_derived(REFIT, run, made, config, data, method, saved | {"state": saved["state"] | {"selected": chosen}}, device)
-    write_text(made.epochs, json.dumps(record) + "\n")
-    return made
+    chosen = {"epoch": record["epoch"], **source_scores(record), "discriminator": weights}
+    return derived.write(REFIT, {LAST.name: chosen}, {run.epochs.name: json.dumps(record) + "\n"})

@@ -32,7 +32,7 @@ def clean_patches(config: TrainConfig, data: Data) -> Iterator[tuple[Tensor, Ten
     return data.train.in_order(config.batch_size, CLEAN_PATCHES)
 
 
-def score_source(method: Method, data: Data) -> dict[str, Any]:
+def evaluate_source(method: Method, data: Data) -> dict[str, Any]:
     """Scores of SOURCE_SCORES: held-out source pixels as they are, and under every view.  The method must be in the
     state that is to be scored (Method.evaluating)."""
     return {"source_val": scores(confusion_of(method, data.val, data.task.n_classes)).as_dict(),

@@ -8,18 +8,13 @@ made from these.
 from __future__ import annotations
 
 import copy
-import shutil
-from pathlib import Path
 
 from datasets.patches import source_repeat
 from model.methods import method_class
-from utils import checkpoint
-from utils.assembly import Data, build_method, choose_device, load_data
 from utils.config import TrainConfig, check, parse_train
-from utils.derived import TRANSFER, derived_folder, write_derived
+from utils.derived import TRANSFER, Derived
 from utils.errors import ConfigError
 from utils.records import RunFolder
-from utils.seeding import Streams
 
 
 def transfer(run: RunFolder, target_name: str | None = None, severity: float | None = None,
@@ -33,18 +28,12 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     original = parse_train(["--config", str(run.config)])
     config = _changed(original, target_name, severity, data_path)
     config.save_path = str(run.path.parent)
-    made = derived_folder(config)
-    if made is None:
+    derived = Derived.begin(run, config)
+    if derived is None:
         return None
-    device = choose_device(config.gpu)
-    data = load_data(config, device, Streams(config.seed, device).split)
-    saved = checkpoint.load(run.checkpoint)
-    _check_training(run, config, data, saved["data"])
-    method = build_method(config, data.task, Streams(config.seed, device), device)
-    write_derived(TRANSFER, run, made, config, data, method, saved, device)
-    for records in filter(Path.exists, (run.epochs, run.diagnostics)):
-        shutil.copyfile(records, made.path / records.name)
-    return made
+    _check_training(derived)
+    return derived.write(TRANSFER, derived.saved["state"]["selected"], {
+        records.name: records.read_text() for records in (run.epochs, run.diagnostics) if records.exists()})
 
 
 def _changed(original: TrainConfig, target_name: str | None, severity: float | None, data_path: str | None
@@ -62,8 +51,9 @@ def _changed(original: TrainConfig, target_name: str | None, severity: float | N
     return check(config)
 
 
-def _check_training(run: RunFolder, config: TrainConfig, data: Data, saved: dict[str, str]) -> None:
+def _check_training(derived: Derived) -> None:
     """Raise ConfigError where the run's training is not what it would be with the other target."""
+    run, config, data, saved = derived.run, derived.config, derived.data, derived.saved["data"]
     if method_class(config.method).uses_target:
         raise ConfigError(f"{run.path}: method '{config.method}' trained on the unlabelled target; for another target, "
                           "train a run of its own.")
