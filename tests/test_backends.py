@@ -104,9 +104,14 @@ def test_every_phase_of_the_cpu_kernels_is_the_reference_phase(variant, seed):
         assert relative(value, true_values[name]) < (1e-3 if name == "spread" else 1e-5), name
 
 
-def one_step(backend, variant, seed=0, double=False):
-    """Losses, gradients by network, and buffers of a method after one update, all from the same start."""
+def one_step(backend, variant, seed=0, double=False, rounding=None):
+    """Losses, gradients by network, and buffers of a method after one update, all from the same start.
+
+    `rounding` seeds a rounding of x: each value moves by about half a unit in its last place.
+    """
     method, x, y = make(backend, variant, seed)
+    if rounding is not None:
+        x = x * (1 + 2 ** -24 * torch.randn(x.shape, generator=torch.Generator().manual_seed(rounding)))
     noise, lambdas = (method.draw_noise(x), method.draw_lambdas(len(x))) if hasattr(method, "draw_noise") else (None, None)
     if double:
         method, x = method.double(), x.double()
@@ -120,16 +125,21 @@ def one_step(backend, variant, seed=0, double=False):
 @pytest.mark.parametrize("variant", [*VARIANTS, {"method": "erm"}], ids=str)
 def test_a_step_of_the_cpu_kernels_is_as_near_the_truth_as_the_references(variant, seed):
     """Over a whole step ReLUs that flip and Adam's first step, which is all sign, enlarge any rounding: against float64
-    the kernels may not be worse than plain PyTorch."""
-    ours, theirs, truth = (one_step(backend, variant, seed, double)
-                           for backend, double in (("cpu", False), ("reference", False), ("reference", True)))
+    the kernels may not be worse than plain PyTorch.
+
+    Which ReLU flips is chance and differs between processors, so plain PyTorch takes the step several times, with x
+    rounded in several ways, and its worst error counts.
+    """
+    ours, truth = one_step("cpu", variant, seed), one_step("reference", variant, seed, double=True)
+    theirs = [one_step("reference", variant, seed, rounding=rounding) for rounding in (None, 0, 1, 2, 3)]
     assert list(ours[0]) == list(truth[0])
     for part, limit in ((1, 1e-4), (2, 1e-5)):
         for name, value in truth[part].items():
-            allowed = max(limit, 3 * relative(theirs[part][name], value))
+            allowed = max(limit, 3 * max(relative(step[part][name], value) for step in theirs))
             assert relative(ours[part][name], value) <= allowed or value.norm() == 0, name
     for name, value in truth[0].items():
-        assert abs(ours[0][name] - value) <= max(1e-5 * abs(value), 3 * abs(theirs[0][name] - value), 1e-6), name
+        allowed = max(1e-5 * abs(value), 3 * max(abs(step[0][name] - value) for step in theirs), 1e-6)
+        assert abs(ours[0][name] - value) <= allowed, name
 
 
 def test_gradients_in_evaluation_mode():
