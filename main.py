@@ -15,24 +15,26 @@ import signal
 import sys
 import time
 
-import utils.threads  # before torch
+from utils import process  # first, before torch
+
 from tqdm import tqdm
 
+from model.errors import NonFiniteLossError, UserError
 from model.graphs import check_options
 from model.methods import Method
-from utils import allocator, checkpoint, commands, cost
-from utils.config import TrainConfig, parse_train
-from utils.errors import NonFiniteLossError, UserError
-from utils.metrics import scores
-from utils.predict import confusion_of
-from utils.records import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
-from utils.scoring import clean_patches, evaluate_source, out_of_patience, score_run, source_scores
-from utils.seeding import Streams
-from utils.selection import RULES
-from utils.assembly import Data, augmentation, backend_of, build_method, choose_device, load_data
-from utils.tables import run_table
-from utils.tracking import Curves
-from utils.validators import validate
+from model.seeding import Streams
+from utils.commands import registry
+from utils.run import checkpoint, estimate
+from utils.run.build import Data, augmentation, backend_of, build_method, choose_device, load_data
+from utils.run.config import TrainConfig, parse_train
+from utils.run.folder import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name
+from utils.run.metrics import scores
+from utils.run.predict import confusion_of
+from utils.run.report import run_table
+from utils.run.scoring import clean_patches, evaluate_source, out_of_patience, score_run, source_scores
+from utils.run.selection import RULES
+from utils.run.tensorboard import Curves
+from utils.run.validators import validate
 
 log = logging.getLogger("main")
 
@@ -58,7 +60,7 @@ def train(argv: list[str]) -> RunFolder:
         save_state(run, config, data, method, streams, state)
     run.begin(config, data, environment(device, backend_of(config, device)))
     log.info("%s, seed %d -> %s", run_label(config), config.seed, run.path)
-    cost.announce(config, data, device, config.max_epoch - state["epoch"])
+    estimate.announce(config, data, device, config.max_epoch - state["epoch"])
     try:
         fit(run, config, data, method, streams, state)
         score_run(run, method, data, state["selected"])
@@ -178,8 +180,8 @@ def main(argv: list[str]) -> int:
     """Run one command; a user's error becomes one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)      # a scheduler's stop is an interruption too
-    allocator.keep_freed_memory()
-    table = {"train": train} | commands.TABLE
+    process.keep_freed_memory()
+    table = {"train": train} | registry.TABLE
     command, words = (argv[0], argv[1:]) if argv and argv[0] in table else ("train", argv)
     try:
         result = table[command](words)

@@ -22,8 +22,8 @@ import pooch
 import requests
 from tqdm import tqdm
 
+from datasets.errors import DownloadError, SceneFormatError, SceneNotFoundError
 from datasets.readers import sha256
-from utils.errors import DownloadError, SceneFormatError, SceneNotFoundError
 
 log = logging.getLogger(__name__)
 

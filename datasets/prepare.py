@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.benchmark import BENCHMARK, check_scene
+from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.originals import Found, Original, fetch, find_originals, record_sums
 from datasets.readers import read_mat, read_raster, sha256
 from datasets.writers import write_mat_v5
-from utils.errors import ConfigError, SceneFormatError, SceneNotFoundError
+from model.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from rasterio.errors import RasterioIOError
 from scipy.io.matlab import MatReadError
 
 from datasets.benchmark import BENCHMARK, check_scene
+from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.scene import Georeference, Scene
-from utils.errors import SceneFormatError, SceneNotFoundError
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from utils.errors import SceneFormatError
+from datasets.errors import SceneFormatError
 
 
 @dataclass(frozen=True)

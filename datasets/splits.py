@@ -10,7 +10,7 @@ from scipy.ndimage import distance_transform_cdt
 from sklearn.model_selection import train_test_split
 
 from datasets.scene import Scene
-from utils.errors import ConfigError
+from model.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

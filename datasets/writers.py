@@ -12,7 +12,7 @@ import scipy.io
 from rasterio.transform import Affine
 
 from datasets.scene import Scene
-from utils.errors import ConfigError
+from model.errors import ConfigError
 
 _HEADER_BYTES = 116       # text part of both file headers (MATLAB "MAT-File Format", level 5)
 _V73_BLOCK = 512          # MATLAB puts its header in a user block before the HDF5 data

@@ -23,9 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from model.errors import ConfigError
 from model.ops import resolve_backend
 from model.settings import Settings
-from utils.errors import ConfigError
 
 COMPILER = "inductor"     # torch.compile's own
 WARM_UP = 3               # steps before the recording: kernels are loaded, states of optimisers and gradients are made

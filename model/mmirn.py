@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.errors import ConfigError
 from model.layers import BlurDownsample, ResidualBlock
-from utils.errors import ConfigError
 
 LAST_LAYER = 17
 PADDING = 3               # of layer 0

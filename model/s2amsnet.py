@@ -23,10 +23,10 @@ from model.methods.base import Method, Task, as_floats, recordable, seeded_initi
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.ops import resolve_backend
+from model.seeding import Streams
 from model.settings import Settings
 from model.spectra import PhysicalBranch, unit_spectra
 from model.states import buffers_kept, frozen, statistics_frozen, statistics_in_order
-from utils.seeding import Streams
 
 CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_consistency}
 

@@ -8,7 +8,7 @@ from typing import Literal, Optional
 
 import yaml
 
-from utils.errors import ConfigError
+from model.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 

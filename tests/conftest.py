@@ -1,9 +1,9 @@
-"""Small scenes in the true file formats, made by datasets/simulate.py, and settings small enough for a test."""
+"""Small scenes in the true file formats, made by datasets/simulator, and settings small enough for a test."""
 
 from __future__ import annotations
 
+import utils.process  # before torch
 import logging
-import utils.threads  # before torch
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +15,13 @@ import yaml
 import host_build
 import main
 from datasets.scene import Scene
-from datasets.simulate import simulate_pair
+from datasets.simulator.simulate import simulate_pair
 from datasets.writers import write_mat_v5, write_mat_v73
 from model.methods import Task, method_class
 from model.ops import cuda
+from model.seeding import Streams
 from model.settings import Settings, resolve_switches
-from utils.records import RunFolder
-from utils.seeding import Streams
+from utils.run.folder import RunFolder
 
 KEPT_PER_CLASS = 24       # labelled pixels per class in the thinned scenes: an epoch of a few steps
 SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filters", "2", "--batch_size", "48",

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from model.losses import mutual_information
 from model.methods import Task
 from model.s2amsnet import S2AMSnet
+from model.seeding import Streams
 from model.settings import Settings, resolve_switches
-from utils.parity import NETWORKS, networks
-from utils.released import released_discriminator_name, released_generator_name
-from utils.seeding import Streams
+from utils.released.parity import NETWORKS, networks
+from utils.released.weights import released_discriminator_name, released_generator_name
 
 LIMITS = {"forward": 1e-4, "first_losses": 1e-4, "later_losses": 1e-4, "gradients": 1e-3, "final_logits": 1e-3,
           "final_generator": 1e-3, "final_discriminator": 2e-4, "final_mmirn": 0.1}

@@ -6,7 +6,7 @@ import json
 
 import yaml
 
-from utils import layouts, tables
+from utils.tables import collect, layouts
 
 
 def write_run(folder, label, seed, last, val, oracle=None, shifted=None, status="done", data="one", target="B",
@@ -40,7 +40,7 @@ def write_run(folder, label, seed, last, val, oracle=None, shifted=None, status=
 
 
 def made(folder, layout="pairs", rule="last"):
-    return layouts.make(layout, tables.collect([folder]), rule)
+    return layouts.make(layout, collect.collect([folder]), rule)
 
 
 def texts(table):

@@ -17,10 +17,10 @@ import main
 from conftest import PairOnDisk, same_state, write_scene
 from datasets.scene import Scene
 from datasets.writers import write_mat_v5
+from model.errors import CheckpointError, ConfigError, NonFiniteLossError
 from model.methods import REGISTRY, method_class
-from utils import checkpoint
-from utils.errors import CheckpointError, ConfigError, NonFiniteLossError
-from utils.selection import RULES
+from utils.run import checkpoint
+from utils.run.selection import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 RULE_NAMES = {rule.name for rule in RULES}

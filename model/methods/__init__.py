@@ -2,8 +2,8 @@
 
 from importlib import import_module
 
+from model.errors import ConfigError
 from model.methods.base import Method, Task
-from utils.errors import ConfigError
 
 REGISTRY = {                        # name -> module:class
     "s2amsnet": "model.s2amsnet:S2AMSnet",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from model import diagnostics
 from model.discriminator import Discriminator
 from model.graphs import CudaRecorder, FastStep, check_options, compile_networks, uncompiled
+from model.seeding import Streams
 from model.settings import Settings
 from model.states import buffers_kept, reestimate_statistics, state_kept
-from utils.seeding import Streams
 
 
 @dataclass(frozen=True)

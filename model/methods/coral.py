@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.alignment import coral_loss
+from model.methods.alignment import coral_loss
 from model.methods.base import Method, Task, recordable
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 WEIGHT = 1.0              # λ; the paper's rule: both terms end of the same order (0.17 and 0.06, simulated pair, 4 epochs)
 

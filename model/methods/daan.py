@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.alignment import ramp, reverse_gradient
+from model.methods.alignment import ramp, reverse_gradient
 from model.methods.base import Method, Task, recordable, seeded_initialisation
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 
 class DomainDiscriminators(nn.Module):

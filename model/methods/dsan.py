@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.alignment import lmmd, ramp
+from model.methods.alignment import lmmd, ramp
 from model.methods.base import Method, Task, recordable
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 WEIGHT = 0.5              # of LMMD, before the ramp: the authors' released code
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 from model.discriminator import STAGES
 from model.layers import EPSILON, channel_statistics
 from model.methods.base import Method, Task, recordable
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 PROBABILITY = 0.5         # of perturbing the statistics behind a stage (section 4 of the paper)
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.methods.base import Method, Task, recordable
+from model.seeding import Streams
 from model.settings import Settings
 from model.spectra import apply_gain, draw_log_gain
-from utils.seeding import Streams
 
 
 class ERM(Method):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.contrast import supervised_contrast
 from model.methods.base import Method, Task, seeded_initialisation
+from model.methods.contrast import supervised_contrast
+from model.seeding import Streams
 from model.settings import Settings
 from model.states import frozen, statistics_frozen
-from utils.seeding import Streams
 
 NOISE_DIM = 10
 TEMPERATURE = 0.07        # that of the published implementation of supervised contrast, for both methods

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.errors import ConfigError
 from model.methods.erm import ERM
 from model.settings import Settings
-from utils.errors import ConfigError
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256))        # widths of VGG-16's convolutions, to the third pooling layer
 IMAGE_BANDS = 3

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.alignment import class_mmd, one_hot
-from model.contrast import supervised_contrast
+from model.methods.alignment import class_mmd, one_hot
 from model.methods.base import Method, Task, recordable, seeded_initialisation
+from model.methods.contrast import supervised_contrast
+from model.seeding import Streams
 from model.settings import Settings
-from model.states import frozen, statistics_frozen
 from model.spectra import unit_spectra
-from utils.seeding import Streams
+from model.states import frozen, statistics_frozen
 
 KERNELS = (3, 5)          # of the spatial branches; the paper's 5, 9, 13, 17 are for images of 224 pixels
 KEPT = 0.4                # share of x itself in x̂ (released code, from memory; so are the four below)

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from model.methods.base import Method, Task, recordable
 from model.mixing import draw_lambda, mix
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 ALPHA = 0.2               # λ ~ Beta(α, α); the paper's for ImageNet, and DomainBed's default
 

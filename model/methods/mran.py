@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.alignment import conditional_mmd, ramp
 from model.discriminator import Discriminator
+from model.methods.alignment import conditional_mmd, ramp
 from model.methods.base import Method, Task, recordable
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 BRANCHES = 4              # the Inception module's: 1×1; 1×1, 5×5; 1×1, 3×3, 3×3; average pool, 1×1
 

@@ -10,8 +10,8 @@ from model.layers import AdaIN
 from model.methods.base import Task, as_floats, seeded_initialisation
 from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 GENERATORS = 20           # K, and the weights below: the authors' script for digits
 ADVERSARIAL_WEIGHT = 0.1

@@ -16,8 +16,8 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from model.methods.base import Method, Task
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 MOST = 20_000             # spectra that are kept; an SVM's time grows with their square
 TUNING = 3_000            # of them, those of the grid search

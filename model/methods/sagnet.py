@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from model.layers import channel_statistics
 from model.methods.base import Method, Task, recordable, seeded_initialisation
+from model.seeding import Streams
 from model.settings import Settings
 from model.states import frozen
-from utils.seeding import Streams
 
 EARLY = 2                 # stages of the feature extractor G_f; the paper splits a ResNet behind stage 3 of 4
 ADVERSARIAL_WEIGHT = 0.1  # λ_adv (section 4 of the paper)

@@ -10,8 +10,8 @@ from model.layers import EPSILON, AdaIN
 from model.methods.base import Task, recordable, seeded_initialisation
 from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
+from model.seeding import Streams
 from model.settings import Settings
-from utils.seeding import Streams
 
 SPATIAL_CHANNELS = 3      # of the map whose spatial statistics are randomised (authors' code)
 KERNEL = 3                # side of the structuring elements (authors' code)

@@ -13,8 +13,8 @@ import logging
 import torch
 from torch import Tensor
 
+from model.errors import ConfigError
 from model.ops import cpu, cuda, reference
-from utils.errors import ConfigError
 
 __all__ = ["involution", "gather_patches", "resolve_backend"]
 

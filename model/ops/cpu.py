@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from model.ops.build import DTYPES, BuildError, compiled_kernel, library
+from model.ops.build import BuildError, compiled_kernel, library
 from model.ops.reference import group_count
 
 SOURCES = {name: Path(__file__).with_name(f"{name}.cpp") for name in ("involution", "norm", "winograd")}
-MORE_SOURCES = tuple(Path(__file__).with_name(name) for name in ("patches.cpp", "scan.cpp"))     # called from elsewhere
+MORE_SOURCES = (Path(__file__).with_name("patches.cpp"), Path(__file__).parents[1] / "scan" / "scan.cpp")   # called from elsewhere
 WINOGRAD_CHANNELS = 96       # from here on Winograd is faster than oneDNN's direct convolution (1.25 times at 128)
 
 

@@ -1,0 +1,74 @@
+"""Preprocessing and the checks of a pair."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datasets.errors import PairError
+from datasets.harmonize import check_pair, preprocess
+from datasets.simulator import cache
+from datasets.simulator.cache import load_simulated_or_real
+from model.errors import ConfigError
+
+
+def test_preprocessing_gives_unit_spectra_and_leaves_zero_ones():
+    cube = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32) * 1000
+    cube[2, 3] = 0
+    ready = preprocess(cube)
+    norms = np.linalg.norm(ready, axis=2)
+    assert norms[2, 3] == 0 and np.allclose(np.delete(norms.ravel(), 13), 1, atol=1e-6)
+    np.testing.assert_allclose(ready[0, 0], cube[0, 0] / np.linalg.norm(cube[0, 0]), rtol=1e-5)
+    assert ready.dtype == np.float32 and cube.max() > 1          # the input is left alone
+
+
+def test_a_dark_scene_is_refused():
+    with pytest.raises(PairError, match="not positive"):
+        preprocess(np.zeros((2, 2, 3), np.float32))
+
+
+def test_pairs_that_do_not_fit_are_refused(scenes):
+    source, target = scenes
+    check_pair(source, target, 5)
+    fewer = replace(target, cube=target.cube[:, :, :40], wavelengths=None)
+    with pytest.raises(PairError, match="48 bands.*40"):
+        check_pair(source, fewer, 5)
+    with pytest.raises(PairError, match="lacks: swamp"):
+        check_pair(source, replace(target, class_names=target.class_names + ("swamp",)), 5)
+    with pytest.raises(PairError, match="number their classes differently"):
+        check_pair(source, replace(target, class_names=target.class_names[::-1]), 5)
+    with pytest.raises(PairError, match="larger than"):
+        check_pair(source, target, 151)
+
+
+def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
+    scene = load_simulated_or_real("SimSource", str(tmp_path), 1.0, 0)
+    folder, = tmp_path.iterdir()
+    written = (folder / "SimSource.mat").stat().st_mtime_ns
+    load_simulated_or_real("SimTarget", str(tmp_path), 1.0, 0)
+    assert (folder / "SimSource.mat").stat().st_mtime_ns == written
+
+    def interrupted(path, severity, seed):
+        path.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "write_pair", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_simulated_or_real("SimSource", str(tmp_path), 2.0, 0)
+    assert list(tmp_path.iterdir()) == [folder]
+    again = load_simulated_or_real("SimSource", str(tmp_path / "b"), 1.0, 0)
+    assert again.sha256 == scene.sha256
+
+
+def test_several_processes_may_write_the_simulated_pair(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        scenes = list(pool.map(lambda _: load_simulated_or_real("SimSource", str(tmp_path), 1.0, 1), range(3)))
+    assert len(list(tmp_path.iterdir())) == 1 and len({str(scene.sha256) for scene in scenes}) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        load_simulated_or_real("SimSource", str(tmp_path / "file"), 1.0, 0)

@@ -1,0 +1,47 @@
+"""A method added as a new user would: one file, one registry line, one YAML; and it stands in the tables."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from utils.run.folder import ROOT
+
+METHOD = '''"""ERM on patches whose bands are dropped at random."""
+
+import torch
+from torch import Tensor
+
+from model.methods.erm import ERM
+
+
+class BandDropout(ERM):
+    """Each band of a patch is zero with probability 0.1."""
+
+    def transform(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(*x.shape[:2], 1, 1, generator=self.streams.noise, device=x.device) > 0.1)
+'''
+
+
+def test_one_file_one_line_one_yaml(pair, tmp_path):
+    program = tmp_path / "program"
+    program.mkdir()
+    for part in ("main.py", "model", "datasets", "utils", "configs"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile
+        copy(ROOT / part, program / part)
+    (program / "model/methods/band_dropout.py").write_text(METHOD)
+    (program / "configs/method/band_dropout.yaml").write_text("method: band_dropout\n")
+    registry = program / "model/methods/__init__.py"
+    last = '    "random_forest": "model.methods.pixel:RandomForest",\n'
+    line = '    "band_dropout": "model.methods.band_dropout:BandDropout",\n'
+    registry.write_text(registry.read_text().replace(last, last + line))
+
+    def run(*words):
+        return subprocess.run([sys.executable, str(program / "main.py"), *words], cwd=program, check=True, text=True,
+                              capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}).stdout
+
+    runs = str(tmp_path / "runs")
+    for name in ("erm", "band_dropout"):
+        run("--config", f"configs/method/{name}.yaml", *pair.words("--max_epoch", "1", "--save_path", runs))
+    rows = [line.split("|")[1].strip() for line in run("tables", runs).splitlines() if line.startswith("|")]
+    assert "band_dropout released" in rows and "erm released" in rows

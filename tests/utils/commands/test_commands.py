@@ -1,0 +1,254 @@
+"""The commands beside train, on real runs."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from PIL import Image
+
+import main
+from conftest import same_state
+from datasets.readers import load_scene
+from model.settings import flipped_switches, recipe_switches
+from utils.released import weights
+from utils.run import checkpoint
+from utils.run.config import parse_train
+from utils.run.folder import RunFolder
+from utils.sweep.sweep import SweepConfig, sweep_runs
+
+
+@pytest.fixture
+def run(pair, tmp_path):
+    return pair.run("--recipe", "paper", "--oracle", save_path=tmp_path / "runs")
+
+
+def test_evaluate_repeats_the_recorded_scores(run, capsys):
+    capsys.readouterr()
+    for rule in ("last", "source-val", "shifted-source"):
+        assert main.main(["evaluate", "--run", str(run.path), "--rule", rule]) == 0
+        score = json.loads(run.evaluation.read_text())["rules"][rule]["target"]
+        printed = capsys.readouterr().out
+        assert f"OA {100 * score['oa']:.2f}" in printed and f"kappa {100 * score['kappa']:.2f}" in printed
+
+
+def test_predict_writes_a_map_that_agrees_with_evaluate(run, pair):
+    scene = load_scene(str(pair.target))
+    assert main.main(["predict", "--run", str(run.path), "--scene", str(pair.target)]) == 0
+    with rasterio.open(run.path / "coast_map.tif") as file:
+        labels = file.read(1)
+        assert file.tags()["class_1"] == "grass healthy"
+    assert labels.shape == scene.shape and labels.min() >= 1
+    right = (labels == scene.labels)[scene.labels > 0].mean()
+    assert right == pytest.approx(json.loads(run.evaluation.read_text())["rules"]["last"]["target"]["oa"])
+    assert Image.open(run.path / "coast_map.png").width > 300
+
+
+def test_predict_maps_a_new_scene_without_the_training_data(run, pair, tmp_path, scenes, capsys):
+    for path in pair.folder.iterdir():
+        path.unlink()
+    cube = scenes[1].cube[:20, :30].copy()
+    cube[3, 4] = 0                              # no data
+    transform = rasterio.transform.from_origin(500000, 4000000, 1, 1)
+    with rasterio.open(tmp_path / "new.tif", "w", driver="GTiff", height=20, width=30, count=48, dtype="float32",
+                       crs="EPSG:32615", transform=transform) as file:
+        file.write(np.moveaxis(cube, 2, 0))
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({"name": "new", "cube": {"file": "new.tif"},
+                                                       "class_names": list(scenes[1].class_names)}))
+    assert main.main(["predict", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml"),
+                      "--out", str(tmp_path / "map.tif")]) == 0
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.crs.to_epsg() == 32615 and file.transform == transform and file.shape == (20, 30)
+        labels = file.read(1)
+        assert file.nodata == 0 and labels[3, 4] == 0 and (labels == 0).sum() == 1
+    assert main.main(["evaluate", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml")]) == 2
+    assert main.main(["predict", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml"), "--out", "map.png"]) == 2
+    assert "must end in .tif" in capsys.readouterr().err
+
+
+def test_released_checkpoints_are_written_and_read_bit_by_bit(run, pair, tmp_path, capsys):
+    path = tmp_path / "best.pth"
+    assert main.main(["export", "--run", str(run.path), "--out", str(path)]) == 0
+    ours = checkpoint.load(run.checkpoint)["state"]["selected"]["last"]["discriminator"]
+    theirs = checkpoint.load(path)
+    assert list(theirs) == ["Discriminator"] and "Spectral_Weight_1.f_inv_12.conv1.conv.weight" in theirs["Discriminator"]
+    state, task, width = weights.read_weights(path)
+    assert same_state(state, dict(ours)) and (task.bands, task.n_classes, task.patch_size, width) == (48, 7, 5, 8)
+    capsys.readouterr()
+    assert main.main(["evaluate", "--run", str(run.path)]) == 0
+    assert main.main(["evaluate", "--weights", str(path), "--scene", str(pair.target), "--kernel_activation", "none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:len(lines) // 2] == lines[len(lines) // 2 + 1:] and "these weights" in lines[1]
+    maps = []
+    for words in (["--run", str(run.path)], ["--weights", str(path), "--kernel_activation", "none"]):
+        out = tmp_path / f"map{len(maps)}.tif"
+        assert main.main(["predict", *words, "--scene", str(pair.target), "--out", str(out)]) == 0
+        with rasterio.open(out) as file:
+            maps.append(file.read(1))
+    np.testing.assert_array_equal(*maps)
+
+
+def test_weights_that_do_not_fit_are_named(run, pair, tmp_path, capsys):
+    path = tmp_path / "best.pth"
+    main.main(["export", "--run", str(run.path), "--out", str(path)])
+    words = ["evaluate", "--weights", str(path), "--scene", str(pair.target)]
+    content = checkpoint.load(path)["Discriminator"]
+    for spoil, message in ((lambda s: s.pop("fc1.weight"), "fc1.weight"), (lambda s: s.update(x=s["fc1.bias"]), "holds x"),
+                           (lambda s: s.pop("Weight_Alpha"), "lacks branch_logits"),
+                           (lambda s: s.update({"fc1.bias": s["fc1.bias"][:-1]}), "shape")):
+        spoiled = dict(content)
+        spoil(spoiled)
+        checkpoint.save(path, {"Discriminator": spoiled})
+        assert main.main(words) == 2
+        assert message in capsys.readouterr().err
+    checkpoint.save(path, {"model": content})
+    assert main.main(words) == 2 and "no 'Discriminator'" in capsys.readouterr().err
+    assert main.main(["evaluate"]) == 2 and "either --run" in capsys.readouterr().err
+
+
+def test_figures_of_a_run(run, capsys):
+    before = run.checkpoint.read_bytes()
+    assert main.main(["figures", str(run.path)]) == 0
+    names = {path.stem for path in run.figures.glob("*.png")}
+    assert names == {"losses", "spectra", "patches", "pair", "maps", "confusion"}
+    for path in run.figures.glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.std() > 5 and str(path) in capsys.readouterr().out + str(path)
+    assert run.checkpoint.read_bytes() == before
+
+
+def test_figures_of_a_control_without_a_target(pair, tmp_path):
+    run = pair.run("--method", "erm_gain", "--target_name", "null", save_path=tmp_path)
+    assert main.main(["figures", str(run.path)]) == 0
+    assert {path.stem for path in run.figures.glob("*.png")} == {"losses", "spectra", "patches"}
+
+
+def test_tables_are_printed_and_written(run, capsys):
+    assert main.main(["tables", str(run.path.parent)]) == 0
+    text = (run.path.parent / "pairs.md").read_text()
+    assert "s2amsnet paper" in text and "field → coast" in text and "constant answer" in capsys.readouterr().out
+    assert len((run.path.parent / "runs.csv").read_text().splitlines()) == 5       # heading, three rules, oracle
+
+
+def test_gradient_norms_are_recorded_and_tabled(run, capsys):
+    records = run.records(run.diagnostics)
+    assert [record["epoch"] for record in records] == [0, 1, 2]
+    assert all(record["gradient_mi"] > 0 and record["gradient_consistency_max"] > 0 for record in records)
+    assert main.main(["tables", str(run.path.parent), "--layout", "gradients"]) == 0
+    printed = capsys.readouterr().out
+    assert "s2amsnet paper, start" in printed and "s2amsnet paper, end" in printed
+    ratio = records[0]["gradient_mi"] / records[0]["gradient_consistency_max"]
+    assert f"{ratio:.1e}" in (run.path.parent / "gradients.md").read_text()
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+    for words in (["evaluate", "--run", str(tmp_path)], ["figures", str(tmp_path)], ["tables", str(tmp_path)]):
+        assert main.main(words) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_help_of_every_command(capsys):
+    for command in ("train", "evaluate", "predict", "export", "figures", "parity", "sweep", "tables", "prepare"):
+        with pytest.raises(SystemExit) as stop:
+            main.main([command, "--help"])
+        assert stop.value.code == 0 and "usage" in capsys.readouterr().out.lower()
+
+
+def write_sweep(path, pair, tmp_path, **entries):
+    settings = dict(zip((w.removeprefix("--") for w in pair.words()[::2]), map(yaml.safe_load, pair.words()[1::2])))
+    content = {"config": [], "settings": settings | {"max_epoch": 1}, "seeds": [0, 1],
+               "variants": [{"method": "erm"}, {"recipe": "paper", "ablate": ["no_noise"]}],
+               "save_path": str(tmp_path / "sweep")}
+    path.write_text(yaml.safe_dump(content | entries))
+
+
+def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path)
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
+    folders = sorted((tmp_path / "sweep").iterdir())
+    folders = [folder for folder in folders if folder.is_dir()]
+    assert len(folders) == 2 and all(RunFolder(folder).read_run()["status"] == "done" for folder in folders)
+    printed = capfd.readouterr()                       # one bar over all; what the runs say is in their logs
+    assert "2/2" in printed.err and not any("selection rule" in text or "step/s" in text for text in printed)
+    assert all("selection rule" in (folder / "log.txt").read_text() for folder in folders)
+    times = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
+    RunFolder(folders[0]).update_run(status="interrupted")
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
+    after = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
+    assert after[0] > times[0] and after[1] == times[1]
+    capfd.readouterr()
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--print"]) == 0
+    commands = capfd.readouterr().out.splitlines()
+    assert len(commands) == 2 and all("--seed 1" in command for command in commands)
+
+
+def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, caplog):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
+    words = ["sweep", str(tmp_path / "sweep.yaml")]
+    assert main.main(words) == 0
+    (run,) = filter(Path.is_dir, (tmp_path / "sweep").iterdir())
+    before = (run / "evaluation.json").read_bytes()
+    labels = pair.folder / "coast_gt.mat"
+    kept = labels.read_bytes()
+    labels.write_bytes(kept + b" ")
+    assert main.main(words) == 2
+    message = capsys.readouterr().err
+    assert f"{run} was made with other data: target/coast_gt.mat changed" in message and "--save_path" in message
+    labels.unlink()                                    # records alone are what tables are made of
+    assert main.main(words) == 0 and "cannot be held against their data" in caplog.text
+    labels.write_bytes(kept)
+    assert main.main(words) == 0 and (run / "evaluation.json").read_bytes() == before
+
+
+def test_a_sweep_takes_no_run_of_other_settings_as_its_own(pair, tmp_path, capsys):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
+    words = ["sweep", str(tmp_path / "sweep.yaml")]
+    assert main.main(words) == 0
+    (run,) = filter(Path.is_dir, (tmp_path / "sweep").iterdir())
+    settings = run / "config.yaml"
+    now = settings.read_text()
+    settings.write_text(now.replace("lr: 0.001", "lr: 0.5"))         # as if the default had been another one then
+    for status in ("done", "interrupted"):
+        RunFolder(run).update_run(status=status)
+        assert main.main(words) == 2
+        assert f"{run} was made with other settings: lr (0.5 there, 0.001 now)" in capsys.readouterr().err
+    (run / "checkpoint.pt").unlink()                                 # never begun: nothing to lose
+    assert main.main(words) == 0 and settings.read_text() == now
+
+
+def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
+                variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 1
+    assert re.search(r"failed: .*exit code 2: ConfigError: .*training_sample_ratio.*log\.txt", caplog.text) and len(list((tmp_path / "sweep").glob("*/evaluation.json"))) == 1
+
+
+def test_a_sweep_file_with_another_key_is_refused(tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text("methods: [erm]\n")
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
+    assert "methods" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", [{"variants": None}, {"config": "a.yaml"}, {"seeds": ["one"]}, {"settings": 3}])
+def test_a_sweep_file_of_another_form_is_named(pair, tmp_path, capsys, entry):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, **entry)
+    assert main.main(["sweep", "--print", str(tmp_path / "sweep.yaml")]) == 2
+    assert next(iter(entry)) in capsys.readouterr().err
+
+
+def test_the_switch_study_flips_every_switch_from_both_ends():
+    path = Path(main.__file__).parent / "configs" / "sweep" / "switches.yaml"
+    flips = {(config.recipe, *flipped_switches(config)) for run, _ in sweep_runs(path, SweepConfig(seeds=[0]))
+             for config in [parse_train(run.words)]}
+    differing = {name for name, value in recipe_switches("paper").items() if recipe_switches("released")[name] != value}
+    for recipe in ("paper", "released"):
+        assert (recipe,) in flips
+        assert all((recipe, name) in flips for name in differing | {"generators", "source_ce", "batchnorm_statistics"})
+
+
+def test_prepare_says_where_houston_comes_from(tmp_path, capsys):
+    assert main.main(["prepare", "houston", "--out", str(tmp_path)]) == 2
+    assert "hyperspectral.ee.uh.edu" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""Recorded values of the released code: the replay holds, and notices what it must notice."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import main
+from model.losses import kl_consistency
+from model.s2amsnet import S2AMSnet
+from recordings import record
+from utils.released.parity import ParityFileError, Recording, build, networks, replay
+from utils.released.weights import released_discriminator_name, released_generator_name
+
+FOLDER = Path(os.environ.get("S2AMSNET_RECORDINGS", Path(__file__).resolve().parents[4] / "shared" / "golden"))
+RECORDINGS = sorted(FOLDER.glob("*.safetensors"))
+needs_recording = pytest.mark.skipif(not RECORDINGS, reason=f"no recorded values in {FOLDER} (set S2AMSNET_RECORDINGS)")
+
+
+@needs_recording
+@pytest.mark.parametrize("path", RECORDINGS or [FOLDER], ids=lambda path: path.stem)
+def test_the_released_recipe_reproduces_the_recorded_values(path, capsys):
+    assert main.main(["parity", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("ok") for line in lines) >= 40 and not [l for l in lines if l.startswith("FAIL")]
+
+
+@pytest.mark.parametrize("sizes", [
+    {}, {"n_bands": 102, "patch_size": 7, "classes": 7}, {"n_bands": 176, "classes": 12, "generator_channels": 24},
+    {"n_bands": 102, "patch_size": 13, "discriminator_channels": 128}, {"layers": [4, 8], "steps": 1, "batch": 1},
+    {"n_bands": 2, "classes": 2, "batch": 2, "steps": 3, "temperature": 0.5}])
+def test_recordings_of_any_size_are_replayed(tmp_path, sizes):
+    lines = list(replay(record(tmp_path / "any.safetensors", **sizes)))
+    assert all(line.holds for line in lines), [str(line) for line in lines if not line.holds]
+    assert len(lines) == 15 + len(sizes.get("layers", range(5))) - 5 + 6 * sizes.get("steps", 2) + 4
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("recording") / "whole.safetensors")
+
+
+@pytest.fixture
+def copy(tmp_path, whole):
+    """A recording that a test may spoil."""
+    def write(change_tensors=None, change_text=None):
+        tensors, text = load_file(whole), json.loads(whole.with_suffix(".json").read_text())
+        if change_tensors:
+            change_tensors(tensors)
+        if change_text:
+            change_text(text)
+        save_file(tensors, tmp_path / "copy.safetensors")
+        (tmp_path / "copy.json").write_text(json.dumps(text))
+        return tmp_path / "copy.safetensors"
+    return write
+
+
+def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch, whole):
+    plain = S2AMSnet.max_terms
+
+    def wrong(self, x, domains):                # the same value, another gradient
+        terms = plain(self, x, domains)
+        kl = kl_consistency(self.discriminator(domains["a"]), self.discriminator(domains["b_mix"]))
+        return terms | {"consistency_max": terms["consistency_max"].detach() + kl - kl.detach()}
+
+    monkeypatch.setattr(S2AMSnet, "max_terms", wrong)
+    failed = {line.quantity for line in replay(whole) if not line.holds}
+    assert "gradient consistency_generator" in failed
+    assert not any("step 0" in quantity for quantity in failed)
+
+
+@pytest.mark.parametrize("name", ["forward/x", "loop/1/noise", "final/x", "final/logits_eval", "forward/mmirn_layer_4",
+                                  "gradient/mi_generator/Net1.generate1.weight",
+                                  "init/discriminator/fc1.weight", "final/generator/Net2.bn2.running_var"])
+def test_a_missing_quantity_is_named(copy, name):
+    path = copy(lambda tensors: tensors.pop(name))
+    with pytest.raises(ParityFileError, match="lacks"):
+        list(replay(path))
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text["losses"][0]["ce"].pop(), lambda text: text.update(limits=None), lambda text: text.update(losses=[]),
+    lambda text: text["config"].update(layers=None), lambda text: text["config"].update(lr="fast"),
+    lambda text: text["losses"].pop(), lambda text: text["losses"].append(text["losses"][0])])
+def test_a_description_of_another_form_is_named(copy, change):
+    with pytest.raises(ParityFileError, match="lacks|must"):
+        list(replay(copy(change_text=change)))
+
+
+def test_other_number_types_and_another_number_of_last_patches_are_taken(copy):
+    path = copy(lambda t: t.update({"loop/0/y": t["loop/0/y"].int(), "loop/0/x": t["loop/0/x"].double(),
+                                    "final/x": t["final/x"][:2].clone(),
+                                    "final/logits_eval": t["final/logits_eval"][:2].clone()}))
+    assert all(line.holds for line in replay(path))
+
+
+def test_an_equal_number_of_values_in_another_shape_is_named(copy):
+    path = copy(lambda t: t.update({"forward/generated_1": t["forward/generated_1"].flatten(1)}))
+    with pytest.raises(ParityFileError, match="forward/generated_1 has shape"):
+        list(replay(path))
+
+
+@pytest.mark.parametrize("name", ["forward/x", "loop/0/y", "init/mmirn/model.1.weight", "forward/generated_1",
+                                  "gradient/mi_mmirn/model.4.weight", "final/logits_eval"])
+def test_a_wrong_shape_is_named(copy, name):
+    path = copy(lambda tensors: tensors.update({name: tensors[name][..., :-1].contiguous()}))
+    with pytest.raises(ParityFileError, match="has shape"):
+        list(replay(path))
+
+
+@pytest.mark.parametrize("part,key", [("config", "temperature"), ("limits", "gradients")])
+def test_a_missing_setting_is_named(copy, part, key):
+    path = copy(change_text=lambda text: text[part].pop(key))
+    with pytest.raises(ParityFileError, match=f"lacks {part}.{key}"):
+        list(replay(path))
+
+
+def test_a_value_out_of_its_limit_fails_the_command(copy, capsys):
+    path = copy(lambda tensors: tensors["forward/logits_eval"].mul_(1.01))
+    assert main.main(["parity", str(path)]) == 1
+    assert "FAIL forward logits_eval" in capsys.readouterr().out
+
+
+def test_a_file_that_is_none_is_an_error(tmp_path, capsys):
+    assert main.main(["parity", str(tmp_path / "no.safetensors")]) == 2
+    (tmp_path / "bad.safetensors").write_bytes(b"junk")
+    (tmp_path / "bad.json").write_text("{}")
+    assert main.main(["parity", str(tmp_path / "bad.safetensors")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@needs_recording
+def test_every_recorded_name_has_its_counterpart():
+    method = build(Recording(RECORDINGS[0]))
+    recorded = load_file(RECORDINGS[0])
+    for network, rename in (("discriminator", released_discriminator_name), ("generator", released_generator_name)):
+        theirs = {rename(name) for name in networks(method)[network].state_dict()}
+        there = {name.removeprefix(f"init/{network}/") for name in recorded if name.startswith(f"init/{network}/")}
+        unused = {name for name in there if network == "generator" and ".bn_h." in name}
+        assert theirs == there - unused

@@ -1,0 +1,169 @@
+"""The command line: every field a flag, bad values named, recipes and layers resolved."""
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.errors import CheckpointError, ConfigError
+from model.settings import RECIPES, Switches, flipped_switches, recipe_switches
+from utils.run.config import Simulation, TrainConfig, parse_train, to_yaml, with_defaults
+from utils.run.folder import run_label, run_name
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_papers_command_has_the_papers_settings():
+    config = parse_train("--source_name Houston13 --target_name Houston18 --patch_size 13 "
+                         "--training_sample_ratio 0.8".split())
+    expected = {"lr": 1e-3, "batch_size": 256, "max_epoch": 400, "re_ratio": 5, "seed": 333, "pro_dim": 128,
+                "GIN_ch": 24, "temp": 0.07, "recipe": "released", "data_path": None}
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_every_flag_of_the_released_code_is_taken_as_its_users_write_it():
+    config = parse_train("--save_path out --data_path ./datasets/Houston/ --source_name Houston13 --target_name Houston18 "
+                         "--patch_size 11 --lr 0.01 --batch_size 128 --max_epoch 10 --training_sample_ratio 0.5 "
+                         "--re_ratio 3 --seed 1 --gpu 0 --log_interval 40 --pro_dim 64 --GIN_ch 12 --temp 0.1 "
+                         "--nce_layers 0,4,8 --flip_augmentation --radiation_augmentation false "
+                         "--mixture_augmentation".split())
+    assert config.contrast_layers == [0, 4, 8] and config.log_interval == 40
+    assert (config.flip_augmentation, config.radiation_augmentation, config.mixture_augmentation) == (True, False, True)
+
+
+def test_a_recipe_fills_the_switches_and_a_flag_flips_one():
+    assert all(getattr(parse_train([]), name) == value for name, value in recipe_switches("released").items())
+    config = parse_train("--recipe released --consistency kl".split())
+    assert flipped_switches(config) == {"consistency": "kl"}
+    assert run_label(config) == "s2amsnet released consistency=kl"
+    assert flipped_switches(parse_train("--recipe paper".split())) == {}
+
+
+def test_the_recipe_files_hold_every_switch_and_nothing_else():
+    names = {entry.name for entry in fields(Switches)}
+    for path in RECIPES.glob("*.yaml"):
+        assert yaml.safe_load(path.read_text()).keys() == names | {"recipe"}
+        assert parse_train(["--config", str(path)]).recipe == path.stem
+
+
+def test_another_recipe_on_the_command_line_takes_the_place_of_a_files(tmp_path):
+    config = parse_train("--recipe released --consistency kl --mi_weight 0.5".split())
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    for given in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
+        config = parse_train([*given, "--recipe", "paper", "--generator_init", "normal"])
+        assert flipped_switches(config) == {"mi_weight": 0.5, "generator_init": "normal"}
+
+
+def test_lists_may_be_written_in_three_ways():
+    for words in ("--ablate no_noise no_mixing", "--ablate no_noise,no_mixing", "--ablate [no_noise,no_mixing]"):
+        assert parse_train(words.split()).ablate == ["no_mixing", "no_noise"]
+
+
+def test_the_order_of_ablations_makes_no_other_run():
+    one, other = (parse_train(["--ablate", *names]) for names in (("no_noise", "no_mixing"),
+                                                                  ("no_mixing", "no_noise", "no_mixing")))
+    assert one == other and run_name(one) == run_name(other)
+    assert with_defaults({"ablate": ["no_noise", "no_mixing"]})["ablate"] == one.ablate      # of an older program
+
+
+def test_files_are_layered_and_the_command_line_wins(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 0.1\nbatch_size: 32\n")
+    (tmp_path / "b.yaml").write_text("lr: 0.2\n")
+    config = parse_train(["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--seed", "7"])
+    assert (config.lr, config.batch_size, config.seed) == (0.2, 32, 7)
+    config = parse_train(["--lr", "0.3", "--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"])
+    assert (config.lr, config.batch_size) == (0.3, 32)
+
+
+def test_the_resolved_config_reads_back(tmp_path):
+    config = parse_train("--recipe paper --ablate no_noise --simulation.severity 2 --source_ce on".split())
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert parse_train(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("words,named", [
+    ("--ptch_size 5", "ptch_size"), ("--lr fast", "lr"), ("--recipe best", "recipe"), ("--ablate no_brain", "no_brain"),
+    ("--flip_augmentation=maybe", "flip_augmentation"), ("--batch_size 2.5", "batch_size")])
+def test_unknown_flags_and_bad_values_are_named(words, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(words.split())
+    assert stop.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_unknown_keys_of_a_file_are_named(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("learning_rate: 0.1\n")
+    with pytest.raises(SystemExit):
+        parse_train(["--config", str(tmp_path / "a.yaml")])
+    assert "learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words,named", [
+    ("--patch_size 6", "patch_size must be odd"), ("--patch_size 3", "at least 5"), ("--lr 0", "lr must be positive"),
+    ("--training_sample_ratio 1", "training_sample_ratio"), ("--batch_size 0", "batch_size"), ("--seed -1", "seeds"),
+    ("--method magic", "method 'magic' is not known; known are s2amsnet"), ("--simulation.severity -1", "severity"),
+    ("--target_name null --oracle", "no target_name"),
+    ("--target_name null --validators", "no target_name"), ("--patience 0", "patience must be at least 1")])
+def test_impossible_values_are_refused_by_name(words, named):
+    with pytest.raises(ConfigError, match=named):
+        parse_train(words.split())
+
+
+def test_help_documents_every_field(capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for entry in fields(TrainConfig):
+        assert f"--{entry.name} " in text or f"--{entry.name}." in text
+    undocumented = [line for line in text.split(" --") if "(type:" in line and line.split("(type:")[0].count(" ") < 2]
+    assert not undocumented
+
+
+def test_print_config_reads_back(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--recipe", "paper", "--print_config"])
+    (tmp_path / "a.yaml").write_text(capsys.readouterr().out)
+    assert parse_train(["--config", str(tmp_path / "a.yaml")]).recipe == "paper"
+
+
+def test_every_field_is_used():
+    """Each field is read from something called config, settings, s or choice, or by its name as a string."""
+    used = set()
+    for path in [ROOT / "main.py", *(p for part in ("model", "datasets", "utils") for p in (ROOT / part).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                if owner in ("config", "settings", "s", "simulation"):
+                    used.add(node.attr)
+    assert not {entry.name for entry in fields(TrainConfig)} - used
+    assert {entry.name for entry in fields(Simulation)} <= used
+
+
+def test_every_file_under_configs_differs_from_the_defaults_as_its_name_says():
+    default = parse_train([])
+    for path in (ROOT / "configs" / "ablation").glob("*.yaml"):
+        config = parse_train(["--config", str(path)])
+        assert config.ablate == [path.stem]
+        config.ablate = []
+        assert config == default
+    for path in (ROOT / "configs" / "method").glob("*.yaml"):
+        assert parse_train(["--config", str(path)]).method == path.stem
+    for path in (ROOT / "configs" / "pair").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text()).keys() == {"source_name", "target_name"}
+
+
+def test_pairs_at_cpu_size_are_those_of_the_benchmark_and_the_simulated_one():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "pair" / "cpu").glob("*.yaml")}
+    assert files.keys() == {"simulated", "houston", "pavia", "hyrank"}
+    for name, content in files.items():
+        assert parse_train(["--config", str(ROOT / "configs" / "pair" / "cpu" / f"{name}.yaml")]).re_ratio == 1
+        original = ROOT / "configs" / ("" if name == "simulated" else "pair") / f"{name}.yaml"
+        expected = yaml.safe_load(original.read_text())
+        assert {key: content[key] for key in ("source_name", "target_name")} == {
+            key: expected[key] for key in ("source_name", "target_name")}
+
+
+def test_resume_wants_a_run_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        parse_train(["--resume", str(tmp_path)])

@@ -1,0 +1,39 @@
+"""Selection rules."""
+
+import pytest
+
+from utils.run.selection import LAST, ORACLE, RULES, SHIFTED_SOURCE, SOURCE_VAL
+
+
+def record(epoch, oa):
+    return {"epoch": epoch, "source_val": {"oa": oa}, "shifted_source": {"oa": oa / epoch}, "target": {"oa": 1 - oa}}
+
+
+RECORDS = [record(1, 0.4), record(2, 0.9), record(3, 0.9), record(4, 0.7)]
+
+
+def test_rules_choose_their_epoch():
+    assert LAST.select(RECORDS) == 4
+    assert SOURCE_VAL.select(RECORDS) == 3          # the later of two equals
+    assert SHIFTED_SOURCE.select(RECORDS) == 2
+    assert ORACLE.select(RECORDS) == 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_keeping_the_best_so_far_agrees_with_choosing_at_the_end(rule):
+    best = None
+    for entry in RECORDS:
+        if rule.improves(entry, best):
+            best = entry
+    assert best["epoch"] == rule.select(RECORDS)
+
+
+def test_waiting_counts_from_the_last_rise_and_an_equal_score_is_none():
+    assert [SOURCE_VAL.waited(RECORDS[:n]) for n in (1, 2, 3, 4)] == [0, 0, 1, 2]
+    older = [{"epoch": 1, "source_val": {"oa": 1.0}}]
+    assert SHIFTED_SOURCE.waited(older) == SHIFTED_SOURCE.waited([]) == 0
+    assert SHIFTED_SOURCE.waited(older + [record(2, 0.1), record(3, 0.0)]) == 1
+
+
+def test_rules_that_stand_side_by_side_read_no_target():
+    assert not any(rule.reads_target for rule in RULES) and ORACLE.reads_target

@@ -1,0 +1,116 @@
+"""Sweeps on a Ray cluster: several machines, all of them this one."""
+
+import fcntl
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster  # only where Ray is there
+from test_sweep import write_sweep
+
+import main
+from utils.run.folder import RunFolder, find_runs
+
+pytest.importorskip("ray", reason="Ray, which is optional, is not installed")
+
+MACHINE = {"object_store_memory": 80 * 2 ** 20, "include_dashboard": False}
+FIRST_RECORDS = 300.0        # seconds for runs to get under way
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A cluster whose head takes no runs, in a folder of its own."""
+    patch, on_stop = pytest.MonkeyPatch(), signal.getsignal(signal.SIGTERM)
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        patch.setenv("RAY_TMPDIR", folder)        # the address of the last cluster is kept there, in a folder `ray`
+        (own := Path(folder, "ray")).mkdir()
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(own), **MACHINE})
+        yield made
+        made.shutdown()
+    signal.signal(signal.SIGTERM, on_stop)        # Ray puts its own there
+    patch.undo()
+
+
+@pytest.fixture
+def cluster(network, monkeypatch):
+    """The cluster with two machines of one CPU each, in an environment where sequential runs have one thread too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    while len(network.worker_nodes) < 2:
+        network.add_node(num_cpus=1, **MACHINE)
+    return network
+
+
+def under_way(folder: Path, number: int) -> list[RunFolder]:
+    """Waits for so many unfinished runs with records; empty where there are not so many in time."""
+    end = time.monotonic() + FIRST_RECORDS
+    while time.monotonic() < end:
+        found = [run for run in find_runs([folder])
+                 if run.read_run().get("status") == "running" and run.records(run.epochs)]
+        if len(found) >= number:
+            return found
+        time.sleep(0.05)
+    return []
+
+
+def once_under_way(folder: Path, number: int, act: Callable[[], object]) -> None:
+    """Does something as soon as so many runs are under way, in a thread of its own."""
+    threading.Thread(target=lambda: under_way(folder, number) and act(), daemon=True).start()
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """The tables of the runs in a folder, every run's scores, and what training looked like from inside."""
+    out = folder.parent / "tables"
+    assert main.main(["tables", str(folder), "--out", str(out)]) == 0
+    return {str(path.relative_to(folder.parent)): path.read_bytes()
+            for path in [*out.iterdir(), *folder.glob("*/evaluation.json"), *folder.glob("*/diagnostics.jsonl")]}
+
+
+def test_an_interruption_reaches_the_runs_which_save(cluster, pair, tmp_path, capfd):
+    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "100000"))
+    once_under_way(runs, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert main.main(["sweep", str(file), "--ray", cluster.address]) == 130
+    begun = find_runs([runs])
+    assert len(begun) == 2 and all(run.read_run()["status"] == "interrupted" for run in begun)
+    assert all(f"go on with: python main.py --resume {run.path}" in (run.path / "log.txt").read_text() for run in begun)
+    for run in begun:
+        with open(run.path / "lock") as lock:      # free: nothing writes there any more
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    capfd.readouterr()
+    assert main.main(["sweep", str(file), "--print"]) == 0
+    commands = capfd.readouterr().out.splitlines()
+    assert len(commands) == 4 and sum("--resume" in command for command in commands) == 2
+
+
+def test_a_run_that_no_machine_can_take_is_refused(cluster, tmp_path, capsys):
+    file, runs = write_sweep(tmp_path)
+    assert main.main(["sweep", str(file), "--ray", cluster.address, "--cpus_per_run", "2"]) == 2
+    assert "No machine of the Ray cluster has the 2 CPUs" in capsys.readouterr().err and not find_runs([runs])
+
+
+def test_failures_are_listed_and_the_others_go_on(cluster, pair, tmp_path, caplog):
+    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "1"), seeds=[0], variants=[
+        {"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
+    assert main.main(["sweep", str(file), "--ray", cluster.address]) == 1
+    statuses = {run.read_run().get("status") for run in find_runs([runs])}
+    assert "done" in statuses and "failed: " in caplog.text and "exit code 2: " in caplog.text
+    assert not list(runs.glob(".sweep-*"))
+
+
+def test_a_killed_machine_leaves_the_table_of_a_sequential_sweep(cluster, pair, tmp_path):
+    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "12", "--oracle", "true"))
+    assert main.main(["sweep", str(file)]) == 0
+    sequential = written(runs)
+    runs.rename(tmp_path / "sequential")
+    machine = cluster.worker_nodes.copy().pop()
+    once_under_way(runs, 2, lambda: cluster.remove_node(machine, allow_graceful=False))
+    assert main.main(["sweep", str(file), "--ray", cluster.address]) == 0
+    assert machine not in cluster.worker_nodes
+    assert any("--resume" in run.read_run()["command"] for run in find_runs([runs]))
+    assert written(runs) == sequential
+    assert "tables/pairs.md" in sequential and sum(name.endswith("evaluation.json") for name in sequential) == 4

@@ -1,0 +1,234 @@
+"""What main.py bench measures: training step and its parts, inference, whole scene, data path, the floor's convolution.
+
+Data are random unit spectra: speed depends on sizes, not on values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from datasets.patches import Augmentation, PatchSampler, place
+from model.graphs import WARM_UP
+from model.methods import Method, Task, method_class
+from model.ops import resolve_backend
+from model.seeding import Streams
+from model.settings import Settings, resolve_switches
+from utils import process
+from utils.bench.baselines import PatchDataset, through_unfold
+from utils.bench.measure import Stopwatch, Variant
+from utils.run.estimate import convolution
+from utils.run.predict import BATCH, map_scene
+
+log = logging.getLogger(__name__)
+
+CLASSES = 7               # as Houston
+DATA_BATCHES = 8          # of one epoch of the data path
+SAMPLED_PIXELS = 2048     # of the scene, where it is classified patch by patch
+STEP_OPTIONS = {"compiled": {"compile": True}, "CUDA graph": {"cuda_graph": True},
+                "compiled, CUDA graph": {"compile": True, "cuda_graph": True}}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one measurement: the task, the networks, the scene (height, width) and the patches of a prediction."""
+
+    patch_size: int
+    pro_dim: int
+    GIN_ch: int
+    batch_size: int
+    bands: int
+    recipe: str
+    scene: tuple[int, int]
+    inference: int = BATCH
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run the method: settings that differ, and what else is different about it."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    keeps: bool = True
+    context: Callable[[], AbstractContextManager] = nullcontext
+
+
+def baselines(device: torch.device) -> dict[str, Way]:
+    """The ways that the fast ones are compared with: 'a' (where the allocator matters), 'b', 'unfold'."""
+    plain = {"backend": "reference"}
+    if device.type != "cpu" or not process.is_glibc():
+        return {"b": Way("reference", plain), "unfold": Way("unfold", plain, context=through_unfold)}
+    return {"a": Way("reference, default allocator", plain, keeps=False), "b": Way("reference, tuned allocator", plain),
+            "unfold": Way("unfold, tuned allocator", plain, context=through_unfold)}
+
+
+def fast_ways(backend: str, device: torch.device) -> dict[str, Way]:
+    """The ways a user can choose: 'float32' (none where it is the reference itself) and 'bf16'."""
+    fast = resolve_backend(backend, device)
+    ways = {} if fast == "reference" else {"float32": Way(f"{fast}, float32", {"backend": fast})}
+    return ways | {"bf16": Way(f"{fast}, bf16", {"backend": fast, "precision": "bf16"})}
+
+
+def step_ways(backend: str, device: torch.device) -> dict[str, Way]:
+    """The fast ways, and on a GPU the last of them with the options of the training step, which change nothing else."""
+    ways = fast_ways(backend, device)
+    if device.type != "cuda":
+        return ways
+    last = list(ways.values())[-1]
+    return ways | {option: Way(f"{last.name}, {option}", last.settings | settings)
+                   for option, settings in STEP_OPTIONS.items()}
+
+
+def build(way: Way, sizes: Sizes, device: torch.device, **settings: Any) -> Method:
+    """S²AMSnet at these sizes."""
+    chosen = Settings(recipe=sizes.recipe, pro_dim=sizes.pro_dim, GIN_ch=sizes.GIN_ch, **way.settings, **settings)
+    resolve_switches(chosen)
+    task = Task(sizes.bands, CLASSES, sizes.patch_size)
+    return method_class(chosen.method)(task, chosen, Streams(0, device)).to(device)
+
+
+@lru_cache(maxsize=2)
+def random_batch(n: int, sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x [n, B, P, P] of unit spectra, y [n]."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(n, sizes.bands, sizes.patch_size, sizes.patch_size, generator=rng)
+    return functional.normalize(x, dim=1).to(device), (torch.arange(n) % CLASSES).to(device)
+
+
+@lru_cache(maxsize=1)
+def random_cube(sizes: Sizes) -> np.ndarray:
+    """[H, W, B] of unit spectra."""
+    rng = torch.Generator().manual_seed(0)
+    return functional.normalize(torch.rand(*sizes.scene, sizes.bands, generator=rng), dim=2).numpy()
+
+
+def step(way: Way, sizes: Sizes, device: torch.device) -> Variant:
+    """One training step.  What has to be compiled or recorded is so beforehand."""
+    method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    if method.settings.compile or method.settings.cuda_graph:
+        for _ in range(WARM_UP + 1):
+            method.update(*batch)
+
+    def run(watch: Stopwatch) -> None:
+        with way.context(), watch.lap("step"):
+            method.update(*batch)
+    return Variant(run, sizes.batch_size, way.keeps)
+
+
+def parts(way: Way, sizes: Sizes, device: torch.device) -> Variant:
+    """The parts of a step, one after the other, then the max step with each of its two terms alone."""
+    methods = {"max step": build(way, sizes, device),
+               "max step, MI alone": build(way, sizes, device, ablate=["no_adversarial"]),
+               "max step, consistency alone": build(way, sizes, device, ablate=["no_mmirn"])}
+    x, y = random_batch(sizes.batch_size, sizes, device)
+
+    def run(watch: Stopwatch) -> None:
+        for name, method in methods.items():
+            method.train()
+            whole = name == "max step"
+            noise, lambdas = method.draw_noise(x), method.draw_lambdas(len(x))
+            with watch.lap("generate") if whole else nullcontext():
+                domains = method.generate(x, noise, lambdas)
+            if whole:
+                with watch.lap("min step"):
+                    method.step_min(x, y, domains)
+            with watch.lap(name):
+                method.step_max(x, domains)
+        with watch.lap("optimisers (in the steps)"):
+            for optimiser in methods["max step"].optimisers.values():
+                optimiser.step()
+    return Variant(run, sizes.batch_size, way.keeps)
+
+
+def floor(sizes: Sizes, device: torch.device) -> Variant:
+    """The convolution that most of the arithmetic is; its operations are the items."""
+    convolve, operations = convolution(sizes.batch_size, sizes.pro_dim, sizes.patch_size, torch.float32, device)
+
+    def run(watch: Stopwatch) -> None:
+        with watch.lap("convolution"):
+            convolve()
+    return Variant(run, operations)
+
+
+def step_flops(way: Way, sizes: Sizes, device: torch.device) -> int:
+    """Operations of one step's convolutions and matrix products, by torch's counter."""
+    method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    with FlopCounterMode(display=False) as counter, way.context():
+        method.update(*batch)
+    return counter.get_total_flops()
+
+
+def inference(way: Way, sizes: Sizes, device: torch.device) -> Variant:
+    """Logits of a batch of patches."""
+    method, (x, _) = build(way, sizes, device), random_batch(sizes.inference, sizes, device)
+
+    def run(watch: Stopwatch) -> None:
+        with way.context(), watch.lap("inference"):
+            method.predict(x)
+    return Variant(run, len(x), way.keeps)
+
+
+def scene_by_patches(way: Way, sizes: Sizes, device: torch.device) -> Variant:
+    """Classes of some of the scene's pixels, each from its own patch."""
+    method, (h, w) = build(way, sizes, device), sizes.scene
+    pixels = np.linspace(0, h * w - 1, min(SAMPLED_PIXELS, h * w)).astype(np.int64)
+    sampler = PatchSampler(place(random_cube(sizes), device), np.stack(np.divmod(pixels, w), 1),
+                           np.zeros(len(pixels), np.int64), sizes.patch_size, "reference")
+
+    def run(watch: Stopwatch) -> None:
+        with way.context(), watch.lap("scene"):
+            for x, _ in sampler.in_order(BATCH):
+                method.predict(x).argmax(1).cpu()
+    return Variant(run, len(pixels), way.keeps)
+
+
+def scene_as_predicted(way: Way, sizes: Sizes, device: torch.device) -> Variant:
+    """Classes of all the scene's pixels, as main.py predict makes them."""
+    method, cube = build(way, sizes, device), random_cube(sizes)
+
+    def run(watch: Stopwatch) -> None:
+        with way.context(), watch.lap("scene"):
+            map_scene(method, cube, sizes.patch_size, device, way.settings["backend"], progress=False)
+    return Variant(run, cube.shape[0] * cube.shape[1], way.keeps)
+
+
+def data_per_sample(sizes: Sizes, device: torch.device) -> Variant:
+    """One augmented epoch of a data set that makes one sample at a time."""
+    centres, labels = random_pixels(sizes)
+    dataset, rng = PatchDataset(random_cube(sizes), centres, labels, sizes.patch_size), torch.Generator().manual_seed(0)
+
+    def run(watch: Stopwatch) -> None:
+        with watch.lap("data"):
+            for index in torch.randperm(len(dataset), generator=rng).split(sizes.batch_size):
+                x, y = default_collate([dataset[i] for i in index.tolist()])
+                x, y = x.to(device), y.to(device)
+    return Variant(run, len(dataset))
+
+
+def data_on_device(backend: str, sizes: Sizes, device: torch.device) -> Variant:
+    """One augmented epoch of the program's own data path."""
+    sampler = PatchSampler(place(random_cube(sizes), device), *random_pixels(sizes), sizes.patch_size, backend)
+    order, noise = torch.Generator().manual_seed(0), torch.Generator(device).manual_seed(0)
+
+    def run(watch: Stopwatch) -> None:
+        with watch.lap("data"):
+            for _ in sampler.batches(sizes.batch_size, order, noise, Augmentation()):
+                pass
+    return Variant(run, len(sampler))
+
+
+def random_pixels(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [M, 2] of an epoch of DATA_BATCHES batches, and their labels [M]."""
+    rng, n, (h, w) = np.random.default_rng(0), DATA_BATCHES * sizes.batch_size, sizes.scene
+    return np.stack([rng.integers(h, size=n), rng.integers(w, size=n)], 1), np.arange(n) % CLASSES

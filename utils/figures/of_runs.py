@@ -1,0 +1,153 @@
+"""Finished runs -> figures that put methods beside each other (comparison.py)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.harmonize import preprocess
+from datasets.patches import PatchSampler
+from model.errors import UserError
+from model.seeding import Streams
+from utils.figures.comparison import plot_features, plot_map_gallery, plot_seeds, plot_severity
+from utils.run.build import Data, load_data
+from utils.run.folder import open_run
+from utils.run.predict import BATCH, map_scene
+from utils.run.selection import LAST
+from utils.tables.cells import marked_names
+from utils.tables.collect import by_pair, collect
+from utils.trained.load import Trained, load_run
+
+log = logging.getLogger(__name__)
+
+PER_CLASS = 60            # samples of each class and domain in the plane of features
+PERPLEXITY = 30.0         # of t-SNE, where there are samples enough for it
+SIMULATED = "SimTarget"
+
+
+def gallery(layout: str, folders: list[str | Path], gpu: int | None = None, data_path: str | None = None
+            ) -> dict[str, Figure]:
+    """Name -> figure of one layout of LAYOUTS, from the runs' weights of the rule `last`.
+
+    Raises UserError where the runs hold nothing for it.
+    """
+    runs = collect(folders)
+    return LAYOUTS[layout](marked_names(by_pair(runs[runs["rule"] == LAST.name])), gpu, data_path)
+
+
+def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:
+    """Strip plots of all runs: which differences are larger than the seeds' own."""
+    return {"seeds": plot_seeds(runs, "κ of every seed on the target, rule last")}
+
+
+def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
+    """Scores over the severity of the simulated gap."""
+    simulated = runs[runs["scenes"].str.endswith(SIMULATED)]
+    simulated = simulated.assign(severity=[simulation["severity"] for simulation in simulated["simulation"]],
+                                 layout=[simulation["seed"] for simulation in simulated["simulation"]])
+    figures = {}
+    for (scenes, layout), chosen in simulated.groupby(["scenes", "layout"]):
+        if chosen["severity"].nunique() > 1:
+            figures[f"severity_{_file(scenes)}_{layout}"] = plot_severity(
+                chosen, f"{scenes}, simulation seed {layout}, rule last; line: mean over n seeds, band: smallest to largest")
+    if not figures:
+        raise UserError("A figure over the severity needs runs on the simulated pair at two severities at least "
+                        "(main.py transfer RUNS --severity 2).")
+    return figures
+
+
+def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
+    """Per pair, every method's map of the target."""
+    figures = {}
+    for pair, chosen in _one_seed(runs):
+        predictions = {}
+        for row, trained, data in _opened(chosen, gpu, data_path):
+            image = map_scene(trained.method, preprocess(data.target.cube), trained.task.patch_size, trained.device,
+                              trained.config.backend, progress=False)
+            image[~data.target.cube.any(axis=2)] = 0
+            predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = image
+        figures[f"maps_{_file(pair)}"] = plot_map_gallery(
+            data.target.cube, data.target.rgb_bands, data.target.labels, predictions, trained.class_names,
+            f"{pair}: maps of the whole target; seed {chosen['seed'].iloc[0]}, rule last, scores in percent")
+    return figures
+
+
+def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
+    """Per pair, the methods' features of held-out source and of target patches in the plane (t-SNE)."""
+    figures = {}
+    for pair, chosen in _one_seed(runs):
+        shown = {}
+        for row, trained, data in _opened(chosen, gpu, data_path):
+            if not hasattr(trained.method.discriminator, "features"):
+                log.info("%s has no features to show.", row["name"])
+                continue
+            samples = [_samples(sampler) for sampler in (data.val, data.test)]
+            features = np.concatenate([_features_of(trained, x) for x, _ in samples])
+            if not features.std():
+                log.warning("%s gives every patch the same features; it is not shown.", row["name"])
+                continue
+            places = TSNE(init="pca", random_state=0, perplexity=min(PERPLEXITY, (len(features) - 1) / 3)
+                          ).fit_transform(features / features.std())
+            shown[row["name"]] = (places, np.concatenate([y for _, y in samples]),
+                                  np.repeat([False, True], [len(y) for _, y in samples]))
+        if shown:
+            figures[f"features_{_file(pair)}"] = plot_features(
+                shown, trained.class_names,
+                f"{pair}: features in the plane (t-SNE); seed {chosen['seed'].iloc[0]}, rule last")
+    if not figures:
+        raise UserError("None of these methods has features to show.")
+    return figures
+
+
+def _one_seed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Per pair one run of every method, all of the seed that most methods have (the lowest of them)."""
+    for pair, of_pair in runs.groupby("pair", sort=False):
+        counts = of_pair.groupby("seed")["name"].nunique()
+        chosen = of_pair[of_pair["seed"] == counts.idxmax()]
+        for name in sorted(set(of_pair["name"]) - set(chosen["name"])):
+            log.warning("%s is not shown on %s: it has no run with seed %d.", name, pair, counts.idxmax())
+        yield pair, chosen
+
+
+def _opened(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> Iterator[tuple[pd.Series, Trained, Data]]:
+    """Each run's row, its trained method and its data."""
+    for _, row in tqdm(runs.iterrows(), total=len(runs), unit="run", disable=not sys.stderr.isatty()):
+        trained = load_run(open_run(row["folder"]), LAST.name, gpu)
+        trained.config.data_path = data_path or trained.config.data_path
+        data = load_data(trained.config, trained.device, Streams(trained.config.seed, trained.device).split)
+        yield row, trained, data
+
+
+def _samples(sampler: PatchSampler) -> tuple[Tensor, np.ndarray]:
+    """The first PER_CLASS patches of every class in a fixed shuffle, [N, B, P, P], and their classes [N]."""
+    labels = sampler.labels.cpu().numpy()
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    rank = pd.Series(labels[shuffled]).groupby(labels[shuffled]).cumcount().to_numpy()
+    index = np.sort(shuffled[rank < PER_CLASS])
+    return sampler.patches(torch.from_numpy(index).to(sampler.labels.device)), labels[index]
+
+
+def _features_of(trained: Trained, x: Tensor) -> np.ndarray:
+    """The classifier's features [N, D] of patches, in evaluation mode."""
+    trained.method.eval()
+    with torch.inference_mode():
+        return torch.cat([trained.method.discriminator.features(part) for part in x.split(BATCH)]).cpu().numpy()
+
+
+def _file(pair: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", pair.replace(" → ", "-")).strip("_")
+
+
+LAYOUTS: dict[str, Callable[[pd.DataFrame, int | None, str | None], dict[str, Figure]]] = {
+    "maps": _maps, "features": _features, "severity": _severity, "seeds": _seeds}

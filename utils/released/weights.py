@@ -1,0 +1,78 @@
+"""The released code's state dicts: their names in ours, its checkpoints read and written."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.discriminator import Discriminator
+from model.errors import CheckpointError
+from model.methods import Task
+from utils.run import checkpoint
+
+KEY = "Discriminator"                   # its best.pth is {'Discriminator': state_dict}
+
+_STAGE = {"spectral.involution.": "Spectral_Weight_{}.f_inv_12.", "spectral.conv.": "Spectral_Weight_{}.f_inv_11.",
+          "spectral_norm.": "Spectral_Weight_{}.bn_h.", "spatial.conv.": "Spatial_Weight_{}.Conv_weight.",
+          "spatial_norm.": "Spatial_Weight_{}.bn_h."}
+_DISCRIMINATOR = {"branch_logits": "Weight_Alpha", "fc.": "fc1.", "head.": "cls_head_src."}
+_GENERATOR = {"output_logits": "Weight_Alpha{}", "adain.0.": "AdaIN{}.", "norm.": "bn{}.", "decoder.": "generate{}."}
+_NETWORK = {"a": 1, "b": 2}             # our generator -> the number in Net1, AdaIN1, Spectral_Weight_11, …
+
+
+def released_discriminator_name(name: str) -> str:
+    """stages.0.spectral.conv.weight -> Spectral_Weight_1.f_inv_11.weight."""
+    if match := re.match(r"stages\.(\d)\.(.+)", name):
+        return _renamed(match[2], _STAGE, int(match[1]) + 1)
+    return _renamed(name, _DISCRIMINATOR, "")
+
+
+def released_generator_name(name: str) -> str:
+    """a.stages.0.spectral.conv.weight -> Net1.Spectral_Weight_11.f_inv_11.weight (a generator under recipe `released`)."""
+    network, rest = name.split(".", 1)
+    number = _NETWORK[network]
+    if match := re.match(r"stages\.(\d)\.(.+)", rest):
+        return f"Net{number}." + _renamed(match[2], _STAGE, f"{number}{int(match[1]) + 1}")
+    return f"Net{number}." + _renamed(rest, _GENERATOR, number)
+
+
+def _renamed(name: str, table: dict[str, str], number: int | str) -> str:
+    for ours, theirs in table.items():
+        if name.startswith(ours):
+            return theirs.format(number) + name[len(ours):]
+    raise KeyError(f"{name} has no counterpart in the released code")
+
+
+def export(path: Path, state: dict[str, Tensor]) -> None:
+    """Write our discriminator's state dict as the released code's best.pth."""
+    checkpoint.save(path, {KEY: {released_discriminator_name(name): value for name, value in state.items()}})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
+    """A released best.pth -> (state dict under our names, the sizes that its tensors tell, its width d).
+
+    Tensors only are loaded, never code.  Raises CheckpointError where it is missing, damaged or something else.
+    """
+    content = checkpoint.load(path)
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of the released code: it holds no '{KEY}'.")
+    theirs = content[KEY]
+    try:
+        width, bands = theirs["Spectral_Weight_1.f_inv_11.weight"].shape[:2]
+        inputs, classes = theirs["fc1.weight"].shape[1], theirs["cls_head_src.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its '{KEY}' lacks {error}.") from error
+    patch_size = 2 * math.isqrt(inputs // width) + 1
+    ours = {released_discriminator_name(name): name for name in _our_names(bands, classes, patch_size, width)}
+    if extra := sorted(theirs.keys() - ours.keys()):
+        raise CheckpointError(f"{path}: '{KEY}' holds {extra[0]}, which this discriminator does not have.")
+    return {ours[name]: value for name, value in theirs.items()}, Task(bands, classes, patch_size), width
+
+
+def _our_names(bands: int, classes: int, patch_size: int, width: int) -> list[str]:
+    with torch.device("meta"):
+        return list(Discriminator(bands, classes, patch_size, width).state_dict())

@@ -1,0 +1,150 @@
+"""From settings to the objects of a run: device, scenes, samplers, method."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.harmonize import check_pair, check_patch, preprocess
+from datasets.patches import Augmentation, PatchSampler, place, source_repeat
+from datasets.perturb import ShiftedSource
+from datasets.readers import scene_digests
+from datasets.scene import Scene
+from datasets.simulator.cache import load_simulated_or_real, simulated_or_given
+from datasets.splits import labelled_pixels, split_scene
+from model.errors import ConfigError
+from model.methods import Method, Task, method_class
+from model.ops import resolve_backend
+from model.seeding import Streams
+from utils.run.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+UNLABELLED_PIXELS = 2048      # of the target, for the label-free validators
+
+
+@dataclass
+class Data:
+    """The scenes of a run and their samplers.
+
+    val         held-out source pixels; `shifted` holds them (some of them, if many) under physical perturbations
+    test        the labelled target pixels; None where there are none
+    unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
+    adaptation  all target pixels that hold data, whatever their label, for a method that adapts to them; None for others
+    """
+
+    source: Scene
+    target: Scene | None
+    train: PatchSampler
+    val: PatchSampler
+    shifted: ShiftedSource
+    test: PatchSampler | None
+    unlabelled: PatchSampler | None
+    adaptation: PatchSampler | None
+    patch_size: int
+
+    @property
+    def task(self) -> Task:
+        return Task(self.source.bands, self.source.n_classes, self.patch_size)
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """source/file and target/file -> digest."""
+        return {f"{role}/{name}": digest for role, scene in (("source", self.source), ("target", self.target)) if scene
+                for name, digest in scene.sha256.items()}
+
+
+def choose_device(gpu: int) -> torch.device:
+    """CUDA device number `gpu`, or the CPU for -1 and, with a word about it, where there is no GPU."""
+    if gpu < 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        log.info("No GPU was found: running on the CPU (%d threads).", torch.get_num_threads())
+        return torch.device("cpu")
+    if gpu >= torch.cuda.device_count():
+        raise ConfigError(f"gpu {gpu} does not exist; this machine has {torch.cuda.device_count()} (0 is the first).")
+    torch.backends.cudnn.allow_tf32 = False      # convolutions in true float32, as the recorded values
+    return torch.device("cuda", gpu)
+
+
+def read_scene(config: TrainConfig, name: str) -> Scene:
+    return load_simulated_or_real(name, config.data_path, config.simulation.severity, config.simulation.seed)
+
+
+def data_digests(config: TrainConfig) -> dict[str, str]:
+    """What `Data.sha256` would be, without reading the scenes.  Raises SceneNotFoundError."""
+    found = {}
+    for role, name in (("source", config.source_name), ("target", config.target_name)):
+        if name:
+            folder = simulated_or_given(name, config.data_path, config.simulation.severity, config.simulation.seed)
+            found |= {f"{role}/{file}": digest for file, digest in scene_digests(name, folder).items()}
+    return found
+
+
+def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator) -> Data:
+    """Read both scenes, check them against each other, split the source, put both cubes on the device."""
+    source = read_scene(config, config.source_name)
+    target = read_scene(config, config.target_name) if config.target_name else None
+    if target:
+        check_pair(source, target, config.patch_size)
+        if target.sha256 == source.sha256:
+            log.warning("Source and target are the same files: the target's scores include training pixels.")
+    check_patch(source, config.patch_size)
+    split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng)
+    test = scene_sampler(target, config, device) if target and target.labels.any() else None
+    if config.oracle and test is None:
+        raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
+    n_target = len(test) if test else None
+    repeat = source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
+    cube = place(preprocess(source.cube), device)
+    train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat)
+    val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
+    log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
+             f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
+    unlabelled = adaptation = None
+    if config.validators or method_class(config.method).uses_target:
+        target_cube = test.cube if test else place(preprocess(target.cube), device)
+        unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
+        adaptation = spread_sampler(target, target_cube, config) if method_class(config.method).uses_target else None
+    return Data(source, target, train, val, ShiftedSource(val, source), test, unlabelled, adaptation, config.patch_size)
+
+
+def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
+    """A sampler of all labelled pixels of a scene."""
+    return PatchSampler(place(preprocess(scene.cube), device), *labelled_pixels(scene.labels), config.patch_size,
+                        config.backend)
+
+
+def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig, most: int | None = None) -> PatchSampler:
+    """A sampler of all pixels that hold data, or at most so many, evenly spread over them; it reads no label, not even
+    which pixels have one.
+
+    cube [B, H, W]: the preprocessed scene on the device.
+    """
+    centres = np.argwhere(scene.cube.any(axis=2))
+    if most is not None:
+        centres = centres[np.linspace(0, len(centres) - 1, min(len(centres), most)).round().astype(np.int64)]
+    return PatchSampler(cube, centres, np.zeros(len(centres), np.int64), config.patch_size, config.backend)
+
+
+def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device,
+                 adaptation: PatchSampler | None = None) -> Method:
+    """The method with freshly initialised networks on the device.  One that adapts gets its target patches, augmented
+    as the source's are, from `adaptation`."""
+    method = method_class(config.method)(task, config, streams).to(device)
+    if adaptation is not None:
+        method.draw_target = partial(adaptation.draw, rng=streams.target, augmentation=augmentation(config))
+    return method
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    return Augmentation(config.flip_augmentation, config.radiation_augmentation, config.mixture_augmentation)
+
+
+def backend_of(config: TrainConfig, device: torch.device) -> str:
+    return resolve_backend(config.backend, device)

@@ -1,0 +1,47 @@
+"""The result of one run as text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pandas as pd
+
+from utils.run.folder import RunFolder
+from utils.run.metrics import SCORES
+from utils.text import MISSING, markdown
+
+log = logging.getLogger(__name__)
+
+
+def run_table(run: RunFolder) -> str:
+    """The result of one run as text."""
+    content, about = json.loads(run.evaluation.read_text()), run.read_run()
+    rows = {rule: _row(entry) for rule, entry in content["rules"].items()}
+    if "constant" in content:
+        rows["constant answer"] = {SCORES[key]: f"{100 * content['constant'][key]:.1f}" for key in SCORES}
+    sees = ", unlabelled target seen" if about.get("uses_target") else ""
+    pair = f"{about['source']} → {about['target'] or MISSING}"
+    title = f"{about['label']}: {pair}, seed {about['seed']}{sees} (percent; n=1)"
+    text = f"\n{title}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"
+    if "oracle" in content:
+        best = pd.DataFrame.from_dict({"oracle": _row(content["oracle"])}, orient="index")
+        text += f"\nSelected on the target's labels (oracle; not an honest score)\n\n{markdown(best, 'selection rule')}\n"
+    if "target" in content["rules"]["last"]:
+        text += f"\nAccuracy per class, rule last\n\n{markdown(_per_class(content, about['classes']), 'class')}\n"
+    return text + f"\nRun folder: {run.path}"
+
+
+def _row(entry: dict[str, Any]) -> dict[str, str]:
+    row = {"epoch": str(entry["epoch"]), "source-validation OA": f"{100 * entry['source_val']['oa']:.1f}"}
+    if "shifted_source" in entry:
+        row["shifted-source OA"] = f"{100 * entry['shifted_source']['oa']:.1f}"
+    return row | {SCORES[key]: f"{100 * entry['target'][key]:.1f}" for key in SCORES if "target" in entry}
+
+
+def _per_class(content: dict[str, Any], classes: list[str]) -> pd.DataFrame:
+    entry = content["rules"]["last"]
+    counts = [sum(row) for row in entry["confusion"]]
+    accuracy = [MISSING if a is None else f"{100 * a:.1f}" for a in entry["target"]["per_class"]]
+    return pd.DataFrame({"accuracy": accuracy, "pixels": counts}, index=classes, dtype=str)

@@ -1,0 +1,176 @@
+"""Many runs: pairs × variants × seeds of a sweep file, one after the other or on a Ray cluster."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Optional
+
+from tqdm import tqdm
+
+from datasets.errors import SceneNotFoundError
+from datasets.readers import sha256
+from model.errors import ConfigError
+from utils.run.build import data_digests
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, check, parse_train, to_dict, with_defaults
+from utils.run.folder import ROOT, RunFolder, run_name
+from utils.run.planned import write_plan
+from utils.sweep import process
+from utils.sweep.cluster import train_on_ray
+from utils.sweep.file import _read_yaml, layered, read_sweep
+from utils.sweep.process import INTERRUPTED, Run
+
+log = logging.getLogger(__name__)
+
+PROGRAM = str(ROOT / "main.py")
+
+
+@dataclass
+class SweepConfig:
+    """What a sweep's command line can change.
+
+    Args:
+        config: files of settings, in order, over the sweep file's own config and settings.  What a pair or a variant
+            sets stays: it is what the sweep compares.
+        pairs: config files of pairs in place of the sweep file's.
+        seeds: seeds in place of the sweep file's.
+        save_path: folder of the runs in place of the sweep file's.
+        data_path: folder of the scenes' files, for every run.
+        print: print the commands that are left to do, for any scheduler, and run nothing.
+        ray: run on a Ray cluster, several runs at a time: that at this address, or one of this machine alone.
+        cpus_per_run: with ray: CPU cores, and threads, of a run.
+        gpus_per_run: with ray: share of a GPU that a run takes, 0 to 1; null = 1 where the cluster has GPUs.
+    """
+
+    config: Sequence[str] = ()
+    pairs: Optional[list[str]] = None
+    seeds: Optional[list[int]] = None
+    save_path: Optional[str] = None
+    data_path: Optional[str] = None
+    print: bool = False
+    ray: Optional[str] = None
+    cpus_per_run: int = 1
+    gpus_per_run: Optional[float] = None
+
+
+def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]:
+    """Every run of a sweep with its settings, seed by seed, so that a partial table means something early.
+
+    What is said later wins: the file's config, its settings, the command line's config, the pair, the variant.  So a
+    layer of sizes makes every run smaller, except in the size that is varied.  Where that makes runs equal, one stays.
+    """
+    content = read_sweep(path)
+    save_path = choice.save_path or content.save_path
+    pairs = content.pairs if choice.pairs is None else [{"config": file} for file in choice.pairs]
+    below = [{"config": content.config}, content.settings, {"config": list(choice.config)}]
+    common = [] if choice.data_path is None else ["--data_path", choice.data_path]
+    common += ["--save_path", save_path]
+    compared = []
+    for pair, variant in itertools.product(pairs, content.variants):
+        words = [*layered([*below, pair, variant]), *common]
+        compared.append((words, parse_train(words)))
+    runs = {}
+    for seed, (words, config) in itertools.product(content.seeds if choice.seeds is None else choice.seeds, compared):
+        config = check(replace(config, seed=seed))
+        name = run_name(config)
+        run = Run(name, str(Path(save_path) / name), [*words, "--seed", str(seed)], config.gpu >= 0)
+        runs.setdefault(name, (run, config))
+    return list(runs.values())
+
+
+def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
+    """Raise ConfigError where a run of the sweep that is there already, finished or begun, was made with other settings or
+    other files than it would have now: its name, a hash of what differs from recipe and defaults, shows neither."""
+    files: dict[tuple, dict[str, str]] = {}
+    for run, config in runs:
+        folder = RunFolder(run.folder)
+        if not (run.done or folder.checkpoint.exists()):
+            continue
+        now, then = to_dict(config), with_defaults(_read_yaml(folder.config))
+        changed = [f"{name} ({then[name]} there, {value} now)" for name, value in now.items()
+                   if name not in WITHOUT_EFFECT and then[name] != value]
+        if changed:
+            raise ConfigError(f"{folder.path} was made with other settings: {', '.join(changed)}. Choose another "
+                              "--save_path for these.")
+        key = (config.source_name, config.target_name, config.data_path, config.htcnn_weights, *astuple(config.simulation))
+        if key not in files:
+            files[key] = _digests(config)
+        about = folder.read_run()
+        before = about.get("sha256", {}) | about.get("initial_weights", {})
+        if changed := sorted(name for name, digest in files[key].items() if before.get(name) != digest):
+            raise ConfigError(f"{folder.path} was made with other data: {', '.join(changed)} changed since. Choose "
+                              "another --save_path for these.")
+
+
+def _digests(config: TrainConfig) -> dict[str, str]:
+    """file -> SHA-256 of what a run reads; nothing where the files are not at hand, so that the records stand."""
+    try:
+        found = data_digests(config)
+    except SceneNotFoundError as error:
+        log.info("The runs that are there cannot be held against their data: %s", error)
+        return {}
+    weights = config.htcnn_weights and Path(config.htcnn_weights)
+    return found | ({weights.name: sha256(weights)} if weights and weights.is_file() else {})
+
+
+def run_sweep(path: Path, choice: SweepConfig) -> int:
+    """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
+    if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
+        raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
+    runs = sweep_runs(path, choice)
+    check_made(runs)
+    left = [run for run, _ in runs if not run.done]
+    if choice.print:
+        for run in left:
+            print(shlex.join([sys.executable, PROGRAM, *run.arguments()]))
+        return 0
+    save_path = Path(runs[0][0].folder).parent
+    _check_folder(save_path)
+    write_plan(save_path, path.stem, (config for _, config in runs))
+    if not left:
+        return 0
+    failed = {}
+    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem, dynamic_ncols=True) as bar:
+        ended = _one_by_one(left, bar) if choice.ray is None else \
+            train_on_ray(left, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run, choice.gpus_per_run)
+        try:
+            with closing(ended):
+                for run, failure in ended:
+                    bar.update()
+                    if failure:
+                        failed[run.name] = failure
+                        log.warning("%s failed; the others go on.", run.name)
+        except KeyboardInterrupt:
+            log.warning("Interrupted; what was under way is saved. Start the same sweep again to go on.")
+            raise
+    for name, failure in failed.items():
+        log.warning("failed: %s: %s", name, failure)
+    return 1 if failed else 0
+
+
+def _one_by_one(runs: list[Run], bar: tqdm) -> Iterator[tuple[Run, Optional[str]]]:
+    """Train the runs in turn, the last words of each behind the bar; yields each that has ended, with what went wrong.
+    An interrupted one ends them all."""
+    show = bar.set_postfix_str if sys.stderr.isatty() else None
+    for run in runs:
+        code, words = process.train_logged(run, PROGRAM, {}, watch=show)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        yield run, f"exit code {code}: {words}" if code else None
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder of the runs.  Raises ConfigError where it cannot be written, or its files cannot be locked."""
+    try:
+        with process.locked(folder):
+            pass
+        (folder / process.LOCK).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {folder} cannot hold the runs: its files must be writable and lockable "
+                          f"({error.strerror}). Choose another --save_path.") from error

@@ -1,0 +1,146 @@
+"""From runs to cells: means over seeds, marks for the best and for what is not significantly worse, notes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from model.errors import UserError
+from utils.run.metrics import SCORES
+from utils.run.selection import ORACLE
+from utils.tables.markup import BEST, LEVEL, Cell, Table
+from utils.tables.statistics import ALPHA, FEWEST_SEEDS, against_best, smallest_p
+from utils.text import mean_std
+
+log = logging.getLogger(__name__)
+
+DAGGER, DAGGER_NOTE = " †", "† sees unlabelled target patches while it trains."
+NOT_HONEST = "epoch selected on the target's labels (oracle; not an honest score)"
+UNITS = "(percent, mean ± std over n seeds)"
+CONSTANT = "constant answer"
+MARKS = (f"Bold: the best mean. Underlined: not significantly worse (one-sided Wilcoxon signed-rank tests of the best "
+         f"against each other one over common seeds, Holm's correction, α = {ALPHA:g}).")
+
+Values = Mapping[str, Mapping[int, float]]          # row or column -> seed -> score
+
+
+def marked_names(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a dagger behind the names of those that saw unlabelled target."""
+    return runs.assign(name=runs["name"] + np.where(runs["uses_target"], DAGGER, ""))
+
+
+def score_table(title: str, runs: pd.DataFrame, by: str, rules_in_title: bool = False) -> Table:
+    """A row per value of the column `by`, and for every rule a column of source validation and one per score, with the
+    rule before its name where the title does not say it.
+
+    A rule that not all runs of a row know, some being older than it, says how many do.
+    """
+    rows: dict[str, dict[str, Cell]] = {str(name): {"n": seeds_cell(group)}
+                                        for name, group in runs.groupby(by, sort=False)}
+    common: list[list[int]] = []
+    for rule, scored in runs.groupby("rule", sort=False):
+        parts, prefix = dict(list(scored.groupby(by, sort=False))), "" if rules_in_title else f"{rule}: "
+        few = {name: f" (n={len(part)})" if len(part) < runs.loc[runs[by] == name, "folder"].nunique() else ""
+               for name, part in parts.items()}
+        for name, part in parts.items():
+            rows[str(name)][f"{prefix}source-validation OA"] = score_cell(part["source_val"], few[name])
+        for key, label in SCORES.items():
+            marks, seeds = marks_of({str(name): by_seed(part, key) for name, part in parts.items()})
+            common.append(seeds)
+            for name, part in parts.items():
+                rows[str(name)][f"{prefix}{label}"] = score_cell(part[key], few[name], *marks.get(str(name), ()))
+    return Table(title, "method", rows, notes(runs, common))
+
+
+def add_constant(table: Table, runs: pd.DataFrame) -> None:
+    """A last row: what always answering the target's largest class scores."""
+    table.rows[CONSTANT] = {column: constant_cell(runs, key) for column in table.columns for key, name in SCORES.items()
+                            if column.rpartition(": ")[2] == name}
+
+
+def by_seed(runs: pd.DataFrame, key: str) -> dict[int, float]:
+    return dict(zip(runs["seed"], runs[key]))
+
+
+def marks_of(values: Values) -> tuple[dict[str, tuple[str, dict[str, float]]], list[int]]:
+    """name -> (mark, p and effect sizes of the best one's lead), and the numbers of seeds that the best one shares with
+    each other one; nothing of a single name, since there is nothing to compare."""
+    if len(values) < 2:
+        return {}, []
+    best, tests = against_best(values)
+    mean = {name: np.mean(list(scores.values())) for name, scores in values.items()}
+    marks = {name: (BEST if np.isclose(mean[name], mean[best], atol=0) else LEVEL if found["p"] > ALPHA else "", found)
+             for name, found in tests.items()}
+    return marks | {best: (BEST, {})}, [len(values[best].keys() & values[name].keys()) for name in tests]
+
+
+def score_cell(values: pd.Series, suffix: str = "", mark: str = "", tests: Mapping[str, float] | None = None) -> Cell:
+    """Mean ± std of fractions, in percent; tests: p and effect sizes that stand behind the cell."""
+    numbers = {"mean": 100 * values.mean(), "n": len(values)}
+    if len(values) > 1:
+        numbers["std"] = 100 * values.std(ddof=1)
+    return Cell(mean_std(values) + suffix, mark, numbers | dict(tests or {}))
+
+
+def seeds_cell(runs: pd.DataFrame) -> Cell:
+    """n, as n/planned where runs are unfinished."""
+    n, planned = runs["folder"].nunique(), runs["planned"].iloc[0]
+    return Cell(str(n) if n == planned else f"{n}/{planned}", numbers={"n": n})
+
+
+def seeds_over_pairs(runs: pd.DataFrame) -> Cell:
+    """n of a method, as a range where its pairs have different ones."""
+    counts = runs.groupby("pair")["folder"].nunique()
+    low, high = counts.min(), counts.max()
+    return Cell(str(low) if low == high else f"{low}–{high}", numbers={"n": low})
+
+
+def constant_cell(runs: pd.DataFrame, key: str) -> Cell:
+    value = runs[f"constant_{key}"].iloc[0]
+    return Cell(f"{100 * value:.1f}", numbers={"mean": 100 * value})
+
+
+def notes(runs: pd.DataFrame, common: list[list[int]]) -> list[str]:
+    """What stands under a table: what its marks mean, and whether anything can be significant.
+
+    common: per compared row or column, the numbers of seeds that the best one shares with each other one.
+    """
+    found = [DAGGER_NOTE] if runs["uses_target"].any() else []
+    return found + ([MARKS, *power_note(common, 1)] if any(common) else [])
+
+
+def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list[str]:
+    """A word, and a warning in the log, where so few seeds can show nothing.
+
+    common: per family of comparisons, the seeds of each one.  sides: of the tests.  what: is tested.
+    """
+    families = [family for family in common if family]
+    if not families:
+        return []
+    fewest = min(min(family) for family in families)
+    if fewest < FEWEST_SEEDS:
+        log.warning("With fewer than %d common seeds no difference can be significant.", FEWEST_SEEDS)
+    p, family = min((smallest_p(max(family), len(family), sides), family) for family in families)
+    if p > ALPHA:
+        return [f"{what}: nothing can be significant here; with {max(family)} common seed{'s' * (max(family) != 1)} "
+                f"and {len(family)} comparison{'s' * (len(family) > 1)} the smallest p that can be reached is {p:.2g}."]
+    if fewest < FEWEST_SEEDS:
+        return [f"{what}: nothing can be significant where there are fewer than {FEWEST_SEEDS} common seeds."]
+    return []
+
+
+def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The rows of one rule.  Raises UserError where there are none."""
+    found = runs[runs["rule"] == rule]
+    if found.empty:
+        raise UserError(f"None of these runs has a score of the rule '{rule}'" +
+                        ("; train with --oracle for it." if rule == ORACLE.name else ", which is newer than they are."))
+    return found
+
+
+def rule_words(rule: str) -> str:
+    """How a title names the rule."""
+    return NOT_HONEST if rule == ORACLE.name else f"rule {rule}"

@@ -1,0 +1,139 @@
+"""What a method costs: parameters, operations, time and memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.errors import CheckpointError
+from model.methods import Method, Task
+from model.seeding import Streams
+from utils.run import checkpoint
+from utils.run.build import build_method
+from utils.run.config import TrainConfig, parse_train
+from utils.run.folder import RunFolder
+from utils.run.selection import LAST
+from utils.tables.cells import DAGGER_NOTE
+from utils.tables.markup import Cell, Table
+from utils.text import MISSING
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+COUNTED = (4, 8, 12)      # batch sizes whose steps are counted; a step's operations are a polynomial of degree 2 in it
+NOTE = ("Operations: two per multiply-add of the convolutions and matrix products of a training step in mid-run (forward "
+        "and backward) and of a prediction, counted by torch.utils.flop_counter with backend 'reference'; involution, "
+        "norms and what scikit-learn does are not in it. A step's are extrapolated from small batches. Patches/s "
+        "(inference, patch by patch), seconds (of an epoch's steps; of the whole run, with every evaluation) and peak "
+        "memory (of the process on a CPU, of the allocations on a GPU) are means of what the runs recorded, on the "
+        "machine in the last column.")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Trainable parameters of all networks and of the classifier alone; operations of a training step and of the
+    prediction of one patch, 0 where nothing could be counted."""
+
+    parameters: int
+    classifier: int
+    step: int
+    patch: int
+
+
+def cost(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """Per pair: a row per method, from records; `rule` has no effect."""
+    tables = []
+    for pair, of_pair in runs.groupby("pair", sort=False):
+        rows = {name: _row([RunFolder(folder) for folder in group["folder"].unique()])
+                for name, group in of_pair.groupby("name", sort=False)}
+        tables.append(Table(f"{pair}: cost (n runs)", "method", rows, ([DAGGER_NOTE] if of_pair["uses_target"].any() else []) + [NOTE]))
+    return tables
+
+
+def _row(runs: list[RunFolder]) -> dict[str, Cell]:
+    """The first run stands for all in what is counted."""
+    about = [run.read_run() for run in runs]
+    recorded = {"patches/s": ([one["patches_per_second"] for one in about if "patches_per_second" in one], "{:,.0f}"),
+                "s/epoch": ([seconds_per_epoch(run) for run in runs], "{:.2f}"),
+                "s/run": ([one["seconds"] for one in about], "{:.1f}"),
+                "peak memory (MiB)": ([one["peak_memory_mib"] for one in about], "{:.0f}")}
+    row = {"n": Cell(str(len(runs)), numbers={"n": len(runs)})} | _counted(runs[0], about[0])
+    for name, (values, form) in recorded.items():
+        row[name] = Cell(form.format(np.mean(values)), numbers={"mean": np.mean(values), "n": len(values)}) if values \
+            else Cell(MISSING)                      # older than the record
+    machines = dict.fromkeys(f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] > 1)}, backend "
+                             f"{one['backend']}" for one in about)
+    return row | {"trained on": Cell("; ".join(machines))}
+
+
+def _counted(run: RunFolder, about: dict[str, Any]) -> dict[str, Cell]:
+    config = parse_train(["--config", str(run.config)])
+    try:
+        bands = about.get("bands") or checkpoint.load(run.checkpoint)["bands"]          # older records lack them
+    except CheckpointError as error:
+        log.warning("Nothing is counted for %s, whose records do not tell the number of bands: %s", run.path, error)
+        return dict.fromkeys(("parameters", "of the classifier", "batch", "GFLOP/step", "MFLOP/patch"), Cell(MISSING))
+    found = count(config, Task(bands, len(about["classes"]), config.patch_size))
+    return {"parameters": _number(found.parameters, "{:,.0f}"),
+            "of the classifier": _number(found.classifier, "{:,.0f}"),
+            "batch": _number(config.batch_size, "{:.0f}"), "GFLOP/step": _number(found.step / 1e9, "{:.3g}"),
+            "MFLOP/patch": _number(found.patch / 1e6, "{:.3g}")}
+
+
+def _number(value: float, form: str) -> Cell:
+    return Cell(form.format(value), numbers={"mean": value}) if value else Cell(MISSING)
+
+
+def seconds_per_epoch(run: RunFolder) -> float:
+    """From the records of epochs, one of which may stand for several (eval_interval)."""
+    records = run.records(run.epochs)
+    return sum(record["seconds"] for record in records) / records[-1]["epoch"]
+
+
+def count(config: TrainConfig, task: Task) -> Cost:
+    """Parameters and operations of a freshly built method with these settings."""
+    plain = replace(config, backend="reference", precision="float32", compile=False, cuda_graph=False)
+    found = []
+    for n in COUNTED:
+        method = _fresh(plain, task)
+        method.schedule(1, 2, 1)          # in mid-run
+        with FlopCounterMode(display=False) as counter:
+            method.update(*_batch(task, n))
+        found.append(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        method.predict(_batch(task, COUNTED[0])[0])
+    trainable = [sum(p.numel() for p in network.parameters() if p.requires_grad)
+                 for network in (method, method.discriminator)]
+    return Cost(*trainable, extrapolated(COUNTED, found, config.batch_size), counter.get_total_flops() // COUNTED[0])
+
+
+def _fresh(config: TrainConfig, task: Task) -> Method:
+    method = build_method(config, task, Streams(0, CPU), CPU)
+    method.draw_target = lambda n: _batch(task, n)[0]
+    return method
+
+
+def _batch(task: Task, n: int) -> tuple[Tensor, Tensor]:
+    """Made-up patches of unit spectra, the same at every call, and labels in turn."""
+    x = torch.rand(n, task.bands, task.patch_size, task.patch_size, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(x, dim=1), torch.arange(n) % task.n_classes
+
+
+def extrapolated(at: tuple[int, ...], values: list[int], n: int) -> int:
+    """The value at n of the polynomial through (at, values), by Lagrange's formula."""
+    total = Fraction(0)
+    for i, value in zip(at, values):
+        term = Fraction(value)
+        for j in at:
+            if j != i:
+                term *= Fraction(n - j, i - j)
+        total += term
+    return round(total)

@@ -1,0 +1,236 @@
+"""Layouts: the frame of `tables.by_pair` -> tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from model.errors import UserError
+from utils.run.folder import RunFolder
+from utils.run.metrics import SCORES
+from utils.run.selection import LAST, ORACLE
+from utils.tables.cells import (CONSTANT, DAGGER, DAGGER_NOTE, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell,
+                                marked_names, marks_of, notes, of_rule, rule_words, score_cell, score_table, seeds_cell,
+                                seeds_over_pairs)
+from utils.tables.collect import by_pair, named_settings
+from utils.tables.cost import cost
+from utils.tables.differences import ablation, switches
+from utils.tables.markup import Cell, Table
+from utils.tables.published import published_tables
+from utils.tables.statistics import ALPHA, FEWEST_SEEDS, Ranks, rank_methods
+from utils.text import MISSING
+
+log = logging.getLogger(__name__)
+
+SENSITIVE = ("patch_size", "pro_dim", "GIN_ch", "temp", "beta", "training_sample_ratio")
+CLASS_SCORES = {SCORES[key]: key for key in ("oa", "aa", "kappa")}      # below the classes
+MEAN = "mean over pairs"
+SHOWN = ("kappa", "aa")
+
+
+def pairs(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """Per pair a table with all honest rules side by side and the constant answer below, and, where it was asked for,
+    one of its own for `oracle`; `rule` has no effect."""
+    tables = []
+    for pair, of_pair in runs.groupby("pair", sort=False):
+        honest = of_pair[of_pair["rule"] != ORACLE.name]
+        rules = ", ".join(honest["rule"].unique())
+        table = score_table(f"{pair}, rules {rules} {UNITS}", honest, "name")
+        add_constant(table, of_pair)
+        tables.append(table)
+        oracle = of_pair[of_pair["rule"] == ORACLE.name]
+        if len(oracle):
+            tables.append(score_table(f"{pair}, {NOT_HONEST} {UNITS}", oracle, "name"))
+    return tables
+
+
+def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """κ, AA and source-validation OA under one rule: a row per method, a column per pair.  Where runs have an oracle,
+    also how much choosing the epoch on the target's labels adds to κ."""
+    chosen = of_rule(runs, rule)
+    tables = [_beside(f"{SCORES[key]}, {rule_words(rule)} {UNITS}", chosen, key, ranked=True) for key in SHOWN]
+    tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, "source_val"))
+    last, oracle = (runs[runs["rule"] == name] for name in (LAST.name, ORACLE.name))
+    of_folder = oracle.set_index("folder")
+    gained = last[last["folder"].isin(of_folder.index)]
+    gained = gained.assign(kappa=gained["folder"].map(of_folder["kappa"]) - gained["kappa"],
+                           planned=gained["folder"].map(of_folder["planned"]))
+    if len(gained):
+        tables.append(_beside(f"What the target's labels add: κ of the {NOT_HONEST} minus κ of rule {LAST.name} (points, "
+                              "mean ± std over n seeds)", gained, "kappa"))
+    return tables
+
+
+def _beside(title: str, runs: pd.DataFrame, key: str, ranked: bool = False) -> Table:
+    """A column per pair and the mean over them, for methods that have all; `ranked`: a score of the target, so that the
+    best is marked and the constant answer is shown."""
+    rows: dict[str, dict[str, Cell]] = {name: {"n": seeds_over_pairs(part)}
+                                        for name, part in runs.groupby("name", sort=False)}
+    pairs, common = list(runs["pair"].unique()), []
+    for pair in pairs:
+        parts = dict(list(runs[runs["pair"] == pair].groupby("name", sort=False)))
+        marks, seeds = marks_of({name: by_seed(part, key) for name, part in parts.items()}) if ranked else ({}, [])
+        common.append(seeds)
+        for name, part in parts.items():
+            rows[name][pair] = score_cell(part[key], _partial(part), *marks.get(name, ()))
+    for row in rows.values():
+        if len(pairs) > 1 and all(pair in row for pair in pairs):
+            mean = sum(row[pair].numbers["mean"] for pair in pairs) / len(pairs)
+            row[MEAN] = Cell(f"{mean:.1f}", numbers={"mean": mean})
+    if ranked:
+        rows[CONSTANT] = {pair: constant_cell(of_pair, key) for pair, of_pair in runs.groupby("pair", sort=False)}
+    return Table(title, "method", rows, notes(runs, common))
+
+
+def _partial(runs: pd.DataFrame) -> str:
+    """A word where runs of this cell are unfinished."""
+    n, planned = runs["folder"].nunique(), runs["planned"].iloc[0]
+    return "" if n >= planned else f" (n={n}/{planned})"
+
+
+def per_class(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """Per pair: rows the classes and OA, AA, κ, columns the methods and the constant answer."""
+    tables = []
+    for pair, of_pair in of_rule(runs, rule).groupby("pair", sort=False):
+        parts, rows, common = dict(list(of_pair.groupby("name", sort=False))), {}, []
+        constant = _class_scores(of_pair, "constant_").iloc[0]
+        scores = {name: _class_scores(part).set_axis(part["seed"]) for name, part in parts.items()}
+        for row in constant.index:
+            rows[row], seeds = _class_row({name: of_name[row] for name, of_name in scores.items()}, constant[row])
+            common.append(seeds)
+        rows["n"] = {name: seeds_cell(part) for name, part in parts.items()}
+        tables.append(Table(f"{pair}: accuracy per class, {rule_words(rule)} {UNITS}",
+                            "class", rows, notes(of_pair, common)))
+    return tables
+
+
+def _class_scores(runs: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
+    """A row per run, a column per class and per score of CLASS_SCORES; NaN for a class that the target lacks."""
+    classes = pd.DataFrame(runs[f"{prefix}per_class"].to_list(), runs.index, runs["classes"].iloc[0], dtype=float)
+    return classes.assign(**{label: runs[prefix + key] for label, key in CLASS_SCORES.items()})
+
+
+def _class_row(values: dict[str, pd.Series], constant: float) -> tuple[dict[str, Cell], list[int]]:
+    """The cells of one class or score, from scores indexed by seed; a class that the target lacks is missing."""
+    if np.isnan(constant):
+        return {name: Cell(MISSING) for name in (*values, CONSTANT)}, []
+    marks, seeds = marks_of({name: dict(of_name.items()) for name, of_name in values.items()})
+    cells = {name: score_cell(of_name, "", *marks.get(name, ())) for name, of_name in values.items()}
+    return cells | {CONSTANT: Cell(f"{100 * constant:.1f}", numbers={"mean": 100 * constant})}, seeds
+
+
+def sensitivity(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """Per pair, method and setting of SENSITIVE in which otherwise equal runs differ: a row per value."""
+    tables = []
+    for name, group in alike(of_rule(runs, rule), SENSITIVE):
+        for pair, of_pair in group.groupby("pair", sort=False):
+            for title, of_title in of_pair.groupby("title", sort=False):
+                of_title = of_title.sort_values(["value", "seed"], kind="stable")
+                table = score_table(f"{pair}: {title} over {name}, {rule_words(rule)} {UNITS}", of_title, "value",
+                                    rules_in_title=True)
+                table.corner = name
+                add_constant(table, of_title)
+                tables.append(table)
+    if not tables:
+        raise UserError(f"No two of these runs differ in one of {', '.join(SENSITIVE)} alone.")
+    return tables
+
+
+def alike(runs: pd.DataFrame, names: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """For every setting of `names`: the runs of groups that differ in it alone, with its value and the group's title in
+    columns `value` and `title`."""
+    settings = runs["setting"].map(json.loads)
+    for name in names:
+        found = runs.assign(value=[one.get(name) for one in settings], setting=[
+            json.dumps({key: value for key, value in one.items() if key != name}, sort_keys=True) for one in settings])
+        found = found[found.groupby(["pair", "method", "setting"])["value"].transform("nunique") > 1]
+        if len(found):
+            yield name, found.assign(title=named_settings(found) + np.where(found["uses_target"], DAGGER, ""))
+
+
+def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]:
+    """Ranks of the methods by mean κ over the pairs that all of them were run on.  Raises UserError where fewer than
+    three methods share at least two pairs."""
+    chosen = of_rule(runs, rule)
+    means = chosen.groupby(["name", "pair"], sort=False)["kappa"].mean().unstack("pair")
+    complete = means.dropna()
+    for name in means.index.difference(complete.index):
+        log.warning("%s is left out: it was not run on every pair.", name)
+    if len(complete) < 3 or complete.shape[1] < 2:
+        raise UserError("Ranks need at least three methods with finished runs on the same two or more pairs.")
+    ranks = rank_methods({name: row.to_list() for name, row in complete.iterrows()})
+    rows = {name: {"n": seeds_over_pairs(chosen[chosen["name"] == name]),
+                   "mean rank": Cell(f"{ranks.mean[name]:.2f}", numbers={"mean": ranks.mean[name], "n": ranks.n}),
+                   **{pair: Cell(f"{100 * value:.1f}", numbers={"mean": 100 * value})
+                      for pair, value in complete.loc[name].items()}}
+            for name in sorted(ranks.mean, key=ranks.mean.get)}
+    found = [DAGGER_NOTE] if runs["uses_target"].any() else []
+    found.append(f"Friedman p = {ranks.p:.2g} over N = {ranks.n} pairs; mean ranks that differ by less than "
+                 f"{ranks.critical_difference:.2f} are not told apart (Nemenyi, α = {ALPHA:g}).")
+    if min(row["n"].numbers["n"] for row in rows.values()) < FEWEST_SEEDS:
+        found.append(f"Some means are those of fewer than {FEWEST_SEEDS} seeds; their ranks may be chance.")
+    title = f"Mean ranks over pairs by κ, {rule_words(rule)} (κ in percent, means over n seeds)"
+    return Table(title, "method", rows, found), ranks
+
+
+def ranks(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """The table of `mean_ranks`."""
+    return [mean_ranks(runs, rule)[0]]
+
+
+def gradients(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """The table of `gradient_table`; `rule` has no effect."""
+    rows = {name: {column: Cell(text) for column, text in row.items()}
+            for name, row in gradient_table(runs).to_dict(orient="index").items()}
+    return [Table("Gradients on the generators, geometric means over n seeds", "method", rows)]
+
+
+def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Norms of the gradients that the MI and the consistency term give the generators (geometric means over runs), and
+    the generated domains' distance from the source (means), at the start and at the end of training."""
+    rows = []
+    several = runs["pair"].nunique() > 1
+    for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
+        run, name = RunFolder(folder), f"{pair}, {name}" if several else name
+        records = [record for record in run.records(run.diagnostics)
+                   if any(key.startswith("gradient") for key in record)]
+        if records:
+            rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
+                                                                                ("end", records[-1]))]
+    if not rows:
+        raise UserError("None of these runs has gradient norms (only S²AMSnet records them).")
+    table = {}
+    for (name, when), of_name in pd.DataFrame(rows).groupby(["name", "when"], sort=False):
+        mean = of_name.drop(columns=["name", "when", "epoch"]).mean()
+        mi, consistency = (np.exp(np.log(of_name[key]).mean()) if key in of_name else np.nan
+                           for key in ("gradient_mi", "gradient_consistency_max"))
+        table[f"{name}, {when}"] = {
+            "n": str(len(of_name)), "‖∇MI‖": f"{mi:.1e}", "‖∇C‖": f"{consistency:.1e}",
+            "ratio": f"{mi / consistency:.1e}", "rms x̂ / rms x (a, b)": _two(mean, "rms_ratio", "{:.2f}"),
+            "cos(x̂, x) (a, b)": _two(mean, "cosine", "{:.2f}")}
+    return pd.DataFrame.from_dict(table, orient="index").replace({"nan": MISSING})
+
+
+def _two(values: pd.Series, name: str, form: str) -> str:
+    return ", ".join(form.format(values[key]) for key in (f"{name}_a", f"{name}_b") if key in values)
+
+
+LAYOUTS: dict[str, Callable[[pd.DataFrame, str], list[Table]]] = {
+    "pairs": pairs, "overview": overview, "per_class": per_class, "ablation": ablation, "switches": switches,
+    "sensitivity": sensitivity, "cost": cost, "ranks": ranks, "gradients": gradients}
+
+
+def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool = False) -> list[Table]:
+    """The tables of one layout from the frame of `tables.collect`; `published`: the user says that scenes are real."""
+    runs = prepared(runs)
+    found = LAYOUTS[layout](runs, rule)
+    return found + published_tables(runs, published) if layout == "pairs" else found
+
+
+def prepared(runs: pd.DataFrame) -> pd.DataFrame:
+    """The frame of `tables.collect` as the layouts take it."""
+    return marked_names(by_pair(runs))

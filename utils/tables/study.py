@@ -1,0 +1,277 @@
+"""What training does, over many runs: records -> one frame of points, and tables of scores, selection and norms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy.stats import spearmanr
+
+from model.errors import UserError
+from utils.run.config import with_defaults
+from utils.run.folder import RunFolder, find_runs
+from utils.run.metrics import SCORES, constant_answer, scores
+from utils.tables.cells import DAGGER, DAGGER_NOTE
+from utils.tables.collect import NO_SETTING, named_settings, pair_names
+from utils.text import MISSING, insert_table, markdown, mean_std
+
+log = logging.getLogger(__name__)
+
+VARIANCE_RATIO = "variance_ratio_"      # + layer: variance of clean patches over BatchNorm's running one
+FEWEST = 4                              # pairs of values below which a rank correlation says nothing
+NO_TARGET, UNLABELLED = "no target", "unlabelled target"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score that can choose among runs and epochs without target labels (higher = better).
+
+    column: its column in the points.  uses: what it reads of the target.
+    """
+
+    name: str
+    column: str
+    uses: str
+
+
+LAST = Criterion("last", "step", NO_TARGET)
+CRITERIA = (Criterion("source-val", "source_val_oa", NO_TARGET),
+            Criterion("shifted-source", "shifted_source_oa", NO_TARGET),
+            Criterion("entropy", "entropy", UNLABELLED), Criterion("IM", "im", UNLABELLED),
+            Criterion("SND", "snd", UNLABELLED))
+_ALWAYS = ("seconds", *(criterion.column for criterion in CRITERIA),
+           *(f"{section}_{score}" for section in ("target", "constant") for score in SCORES))
+
+
+def read(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """One row per run and recorded epoch, from all run folders below `folders`, finished or not.
+
+    Columns: pair; name (of the method, and the settings in which runs of one label differ); seed; folder; finished;
+    epoch (0 = before training); step; and what the records hold, NaN where they lack it: seconds (of the epoch),
+    SECTION_SCORE as fractions (source_val_oa, shifted_source_oa, target_kappa, ...; constant_* = the constant answer),
+    validators and diagnostics under their own names.  A folder that cannot be read, a run without a finished epoch and,
+    of two runs of the same setting and seed, the shorter one (or else the later) are left out with a word.  Raises
+    UserError where nothing is left.
+    """
+    found: dict[tuple, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for run in find_runs(folders):
+        try:
+            place, epochs = _place(run), _epochs(run)
+        except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
+            continue
+        if not epochs:
+            log.warning("%s is left out: it has no finished epoch yet.", run.path)
+            continue
+        key = tuple(place[name] for name in ("pair", "data", "method", "setting", "seed"))
+        if key in found:
+            shorter = min((place, epochs), found[key], key=lambda entry: len(entry[1]))
+            log.warning("%s is left out: it repeats the setting and seed of another run.", shorter[0]["folder"])
+        if key not in found or len(epochs) > len(found[key][1]):
+            found[key] = (place, epochs)
+    if not found:
+        raise UserError(f"No run with a finished epoch below {', '.join(map(str, folders))}. Give run folders, or the "
+                        "folder of a sweep (configs/sweep).")
+    runs = pd.DataFrame([place for place, _ in found.values()])
+    runs["pair"] = pair_names(runs)
+    runs["name"] = named_settings(runs) + np.where(runs["uses_target"], DAGGER, "")
+    points = pd.DataFrame([{**run, **epoch} for run, (_, epochs) in
+                           zip(runs.drop(columns=["data", "simulation", "method", "setting"]).to_dict("records"),
+                               found.values()) for epoch in epochs])
+    points = points.reindex(columns=[*points, *(column for column in _ALWAYS if column not in points)])
+    return points.sort_values(["pair", "name", "seed", "epoch"], kind="stable", ignore_index=True)
+
+
+def _place(run: RunFolder) -> dict[str, Any]:
+    """What a run is: pair, data (digest), simulation, method (label), setting (the rest, as JSON), seed, finished, and
+    whether it saw unlabelled target."""
+    about, config = run.read_run(), with_defaults(yaml.safe_load(run.config.read_text()))
+    setting = {name: value for name, value in config.items()
+               if name not in NO_SETTING | {"simulation"} and value is not None}
+    digest = hashlib.sha256(json.dumps(sorted(about["sha256"].values())).encode()).hexdigest()[:8]
+    return {"pair": f"{about['source']} → {about['target'] or MISSING}", "data": digest,
+            "simulation": config.get("simulation") or {}, "method": about["label"],
+            "setting": json.dumps(setting, sort_keys=True), "seed": about["seed"], "folder": str(run.path),
+            "finished": about["status"] == "done", "uses_target": about.get("uses_target", False)}
+
+
+def _epochs(run: RunFolder) -> list[dict[str, Any]]:
+    """A row per epoch that all records tell of, in order; empty where no epoch is finished."""
+    trained = run.records(run.epochs)
+    rows = {record["epoch"]: {"epoch": record["epoch"]} for record in [{"epoch": 0}, *trained]}
+    oracle = run.records(run.oracle)
+    for record in [*trained, *oracle, *run.records(run.validators), *run.records(run.diagnostics)]:
+        if record["epoch"] in rows:                 # an epoch is finished when its own record is written
+            rows[record["epoch"]] |= _numbers(record)
+    if not trained:
+        return []
+    constant = {}
+    if oracle and "confusion" in oracle[0]:
+        answer = scores(constant_answer(np.sum(oracle[0]["confusion"], axis=1)))
+        constant = {f"constant_{score}": getattr(answer, score) for score in SCORES}
+    steps = trained[-1]["steps"]
+    return [row | constant | {"step": steps * row["epoch"]} for _, row in sorted(rows.items())]
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, those of a section of scores as SECTION_SCORE; losses, matrices and words left out."""
+    flat = {f"{key}_{score}": part[score] for key, part in record.items() if isinstance(part, dict)
+            for score in SCORES if score in part}
+    return flat | {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "steps"}
+
+
+def last_epochs(points: pd.DataFrame) -> pd.DataFrame:
+    """Every run at its last epoch, a row each; seconds are those of the whole training.
+
+    second_half_kappa: the mean of κ over the evaluations in the second half of the epochs, which tells more of a run
+    whose score swings than its last value does.
+    """
+    last = points.loc[points.groupby("folder", sort=False)["epoch"].idxmax()].copy()
+    second_half = points[points["epoch"] > points.groupby("folder")["epoch"].transform("max") / 2]
+    last["second_half_kappa"] = last["folder"].map(second_half.groupby("folder")["target_kappa"].mean())
+    last["seconds"] = last["folder"].map(points.groupby("folder")["seconds"].sum())
+    return last.reset_index(drop=True)
+
+
+def score_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Title -> table per pair: a row per method with its scores at the last step, the mean κ over the second half of
+    its evaluations, and the constant answer below."""
+    columns = {"source-val OA": "source_val_oa", "shifted-source OA": "shifted_source_oa", "target OA": "target_oa",
+               "target AA": "target_aa", "target κ": "target_kappa", "κ, second half": "second_half_kappa"}
+    tables = {}
+    for pair, of_pair in last_epochs(points).groupby("pair", sort=False):
+        rows = {}
+        for name, runs in of_pair.groupby("name", sort=False):
+            n, open_runs = len(runs), (~runs["finished"]).sum()
+            rows[name] = {"n": f"{n} ({open_runs} unfinished)" if open_runs else str(n), "steps": _range(runs["step"]),
+                          **{title: _percent(runs[column], n) for title, column in columns.items()},
+                          "seconds": f"{runs['seconds'].mean():,.0f}"}
+        constant = of_pair[[f"constant_{score}" for score in SCORES]].max()
+        if constant.notna().any():
+            rows["constant answer"] = {title: f"{100 * constant[column.replace('target', 'constant')]:.1f}"
+                                       for title, column in columns.items() if title.startswith("target")}
+        tables[f"{pair} (percent, mean ± std over n seeds, rule last)"] = \
+            pd.DataFrame.from_dict(rows, orient="index").fillna(MISSING)
+    return tables
+
+
+def selection(points: pd.DataFrame) -> pd.DataFrame:
+    """How well each score stands in for the target's labels: a row per pair and criterion.
+
+    Columns: pair, score, uses; n (runs with score and target at the last epoch); rho_kappa, rho_oa (Spearman over
+    these runs); rho_epochs (Spearman with κ over a run's epochs, mean over the n_epochs runs that have one); regret
+    (mean over runs: κ of the best epoch - κ of the epoch that the score selects, as fraction).  The row `last`, where
+    the score is the step, has no ρ over runs.
+    """
+    rows = []
+    for pair, of_pair in points.groupby("pair", sort=False):
+        last = last_epochs(of_pair)
+        for criterion in (LAST, *CRITERIA):
+            known = last[last[criterion.column].notna() & last["target_kappa"].notna()]
+            if known.empty:
+                continue
+            over_runs = {f"rho_{score}": np.nan if criterion is LAST else
+                         rank_correlation(known[criterion.column], known[f"target_{score}"])
+                         for score in ("kappa", "oa")}
+            runs = [run for _, run in of_pair.groupby("folder")]
+            within = pd.Series([rank_correlation(run[criterion.column], run["target_kappa"]) for run in runs])
+            rows.append({"pair": pair, "score": criterion.name, "uses": criterion.uses, "n": len(known), **over_runs,
+                         "rho_epochs": within.mean(), "n_epochs": within.notna().sum(),
+                         "regret": pd.Series([regret(run, criterion) for run in runs]).mean()})
+    return pd.DataFrame(rows)
+
+
+def rank_correlation(a: pd.Series, b: pd.Series) -> float:
+    """Spearman's ρ over the places where both are known; NaN where these are fewer than 4, or one is constant."""
+    both = a.notna() & b.notna()
+    if both.sum() < FEWEST or a[both].nunique() == 1 or b[both].nunique() == 1:
+        return np.nan
+    return float(spearmanr(a[both], b[both]).statistic)
+
+
+def regret(run: pd.DataFrame, criterion: Criterion) -> float:
+    """κ of a run's best epoch - κ of the epoch with the highest score, among equals the latest; NaN without either."""
+    scored = run[run["target_kappa"].notna() & run[criterion.column].notna()]
+    if scored.empty:
+        return np.nan
+    chosen = scored.sort_values([criterion.column, "epoch"]).iloc[-1]
+    return float(run["target_kappa"].max() - chosen["target_kappa"])
+
+
+def selection_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Title -> the rows of `selection` on one pair, as text."""
+    tables, found = {}, selection(points)
+    for pair, rows in found.groupby("pair", sort=False) if len(found) else ():
+        tables[f"{pair} (Spearman ρ with the target's scores; regret in points of κ)"] = pd.DataFrame.from_dict(
+            {row.score: {"uses": f"uses {UNLABELLED}" if row.uses == UNLABELLED else row.uses, "n runs": str(row.n),
+                         "ρ over runs, κ": _rho(row.rho_kappa), "ρ over runs, OA": _rho(row.rho_oa),
+                         "ρ over epochs, κ": _rho(row.rho_epochs, row.n_epochs, row.n),
+                         "regret, κ": f"{100 * row.regret:.1f}"} for row in rows.itertuples()}, orient="index")
+    return tables
+
+
+def norm_ratios(points: pd.DataFrame) -> pd.DataFrame:
+    """Variance of clean source patches over BatchNorm's running variance at the end of each run: geometric means over
+    runs, indexed by pair and name, a column per norm layer in the network's order; rows without any are left out."""
+    layers = [column for column in points if column.startswith(VARIANCE_RATIO)]
+    ends = points.groupby(["pair", "name", "folder"], sort=False)[layers].last()        # the last that is known
+    ratios = np.exp(np.log(ends.where(ends > 0)).groupby(level=["pair", "name"], sort=False).mean())
+    return ratios.rename(columns=_layer).dropna(how="all")
+
+
+def _layer(column: str) -> str:
+    """variance_ratio_stages.0.spectral.involution.conv1.bn -> stage 0 spectral involution."""
+    name = column.removeprefix(VARIANCE_RATIO).removesuffix("_norm").removesuffix(".conv1.bn")
+    return name.replace("stages.", "stage ").replace(".", " ")
+
+
+def norm_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Title -> variance ratios of one pair, as text."""
+    return {f"{pair} (variance of clean source patches / running variance at the end, geometric mean; 1 = it fits)":
+            ratios.droplevel("pair").map(lambda value: MISSING if np.isnan(value) else f"{value:.3g}")
+            for pair, ratios in norm_ratios(points).groupby(level="pair", sort=False)}
+
+
+def make_tables(points: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Name -> Markdown and the numbers behind it; a table that the records have nothing for is left out."""
+    made = {"scores": (score_tables(points), "method", last_epochs(points).drop(columns=["folder"])),
+            "selection": (selection_tables(points), "score", selection(points)),
+            "norms": (norm_tables(points), "method", norm_ratios(points).reset_index())}
+    return {name: (_text(tables, index), numbers) for name, (tables, index, numbers) in made.items() if tables}
+
+
+def _text(tables: dict[str, pd.DataFrame], index: str) -> str:
+    parts = [f"**{title}**\n\n{markdown(table, index)}" for title, table in tables.items()]
+    marked = any(str(row).endswith(DAGGER) for table in tables.values() for row in table.index)
+    return "\n\n".join(parts + [DAGGER_NOTE] * marked)
+
+
+def insert_tables(path: Path, folder: str, texts: dict[str, str]) -> None:
+    """Put tables (name -> text) between the marks FOLDER/NAME that a file has; UserError where it has none of them."""
+    content = path.read_text()
+    marked = [name for name in texts if f"<!-- {folder}/{name} -->" in content]
+    for name in marked or texts:
+        insert_table(path, f"{folder}/{name}", texts[name])
+
+
+def _percent(values: pd.Series, n: int) -> str:
+    """Mean ± std in percent; with its own n where that is smaller than the row's."""
+    known = values.dropna()
+    return MISSING if known.empty else mean_std(known) + (f" (n={len(known)})" if len(known) < n else "")
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{high:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _rho(value: float, n: int = 0, of: int = 0) -> str:
+    return MISSING if np.isnan(value) else f"{value:.2f}" + (f" (n={n})" if n < of else "")

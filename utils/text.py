@@ -1,0 +1,70 @@
+"""Numbers as text, Markdown tables, files replaced atomically."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger(__name__)
+
+MISSING = "–"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text atomically."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def duration(seconds: float) -> str:
+    """18 ms, 2.4 s, 45 s, 4 min 10 s, 3 h 12 min, 5 d 3 h."""
+    if seconds < 0.0995:
+        return f"{max(1, round(1e3 * seconds))} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    for large, unit, small, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        whole, rest = divmod(round(seconds / small), large // small)
+        if whole:
+            return f"{whole} {unit} {rest} {part}"
+    return f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    """2.1 GB, 35 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 9.5e7 else f"{count / 1e6:.0f} MB"
+
+
+def mean_std(values: pd.Series) -> str:
+    """Percent, mean ± sample standard deviation (ddof 1); a single value stands alone."""
+    mean = f"{100 * values.mean():.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * values.std(ddof=1):.1f}"
+
+
+def markdown(table: pd.DataFrame, index: str) -> str:
+    """A table of strings as Markdown, columns padded so that the text also reads well in a terminal."""
+    rows = [[index, *table.columns]] + [[str(name), *map(str, row)] for name, row in zip(table.index, table.values)]
+    rows = [[MISSING if cell == "nan" else cell for cell in row] for row in rows]
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
+    return "\n".join(lines)
+
+
+def insert_table(path: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError where they are missing."""
+    content = path.read_text()
+    before, begin, rest = content.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (begin and end):
+        raise UserError(f"{path} has no part between <!-- {name} --> and <!-- /{name} --> to put the table into.")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
