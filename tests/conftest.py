@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import utils.process  # before torch
+import main  # first: it says how threads wait, before torch is there
+
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 import yaml
 
 import host_build
-import main
 from datasets.scene import Scene
 from datasets.simulator.simulate import simulate_pair
 from datasets.writers import write_mat_v5, write_mat_v73

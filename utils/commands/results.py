@@ -34,7 +34,7 @@ def draw(words: list[str]) -> None:
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
     parser.add_argument("--layout", choices=list(LAYOUTS), default=None,
                         help="maps of all methods side by side; their features in the plane; scores over the severity "
-                             "of the simulated gap; every seed's score; null = every run's own scenes, in its folder")
+                             "of the simulated gap; every seed's score; null = every run's own figures, in its folder")
     parser.add_argument("--out", type=Optional[Path], default=None,
                         help="folder for the figures of --layout; default: the first folder given")
     choice = parser.parse_args(words)

@@ -5,11 +5,10 @@ import logging
 import pytest
 import torch
 
-import model.scan.scanner
 from model.discriminator import Discriminator
 from model.errors import ConfigError
 from model.ops import gather_patches
-from model.scan import cpu, reference
+from model.scan import cpu, reference, scanner
 from model.scan.classes import classes, column_taps, pool_pairs, shares, tap_table
 from model.scan.scanner import Region, Scanner, grouped, scan
 
@@ -215,7 +214,7 @@ def test_grouped_order_puts_members_side_by_side():
 
 
 def test_without_a_compiler(monkeypatch, caplog):
-    monkeypatch.setattr(model.scan, "resolve_backend", lambda backend, device: "cpu")
+    monkeypatch.setattr(scanner, "resolve_backend", lambda backend, device: "cpu")
     monkeypatch.setattr(cpu, "unavailable_reason", lambda: "there is no C++ compiler ('c++')")
     discriminator, cube = network(5), scene(7, 6, 6)
     with caplog.at_level(logging.INFO):

@@ -191,7 +191,7 @@ def test_memory_is_none_where_the_system_does_not_tell(monkeypatch, tmp_path):
     def run(watch):
         with watch.lap("lap"):
             pass
-    monkeypatch.setattr(measure, "_CLEAR_REFS", tmp_path / "nothing" / "clear_refs")
+    monkeypatch.setattr(process, "_CLEAR_REFS", tmp_path / "nothing" / "clear_refs")
     found = alternate("test", {"A": lambda: Variant(run)}, 1, CPU)
     assert found["A"]["peak_bytes"] is None and found["A"]["held_bytes"] is None
 
