@@ -13,6 +13,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from model.ops import cpu, involution, resolve_backend
+from model.ops.build import DTYPES
 
 KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
@@ -76,7 +77,7 @@ def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], wei
 def takes_kernels(images: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
     """Whether these are what the C++ kernels are for: images of one size and type, some of them, and float32."""
     first = images[0]
-    return (first.dtype in cpu.DTYPES and first.numel() > 0
+    return (first.dtype in DTYPES and first.numel() > 0
             and all(image.shape == first.shape and image.dtype == first.dtype for image in images)
             and all(parameter.dtype == torch.float32 for parameter in parameters))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.errors import ConfigError
 from model.ops import cpu, cuda, reference
+from model.ops.build import DTYPES
 
 __all__ = ["involution", "gather_patches", "resolve_backend"]
 
@@ -35,7 +36,7 @@ def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto", relu: bool =
     x, kernel = _autocast(x, x.device.type), _autocast(kernel, x.device.type)
     _check_involution(x, kernel)
     chosen = resolve_backend(backend, x.device)
-    if chosen == "cpu" and x.dtype in cpu.DTYPES and x.numel():
+    if chosen == "cpu" and x.dtype in DTYPES and x.numel():
         return cpu.involution(x, kernel, relu)
     if chosen == "cupy":
         return cuda.involution(x, kernel, relu)
