@@ -16,12 +16,15 @@ out: a replayed step runs no Python.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from model.errors import ConfigError
 from model.ops import resolve_backend
@@ -47,12 +50,37 @@ def check_options(settings: Settings, device: torch.device) -> None:
 
 def compile_networks(networks: Iterable[nn.Module]) -> None:
     """Compile networks in place, at their next calls: parameters keep their names, a copy is not compiled."""
+    torch.compiler.assume_constant_result(resolve_backend)
     _log.info("The networks are compiled during the first step, which takes minutes.")
     for network in networks:
         network.compile(backend=COMPILER, dynamic=False, fullgraph=True, isolate_recompiles=True)
 
 
-uncompiled = partial(torch.compiler.set_stance, "force_eager")     # inside, compiled networks run as they are written
+def compiler_loaded() -> bool:
+    """Whether anything can be compiled yet: torch._dynamo, a second and a half of start-up, is loaded by the first
+    network that is, or by the first step of an optimiser."""
+    return "torch._dynamo" in sys.modules
+
+
+def uncompiled() -> AbstractContextManager:
+    """Inside, compiled networks run as they are written."""
+    return torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
+
+
+def untraced(function: Callable) -> Callable:
+    """The function, which the compiler does not look into."""
+    return torch.compiler.disable(function) if compiler_loaded() else function
+
+
+def _build_optimisers_without_compiler() -> None:
+    """Have PyTorch's optimisers built and restored without loading torch._dynamo: `predict` needs none of it.  These
+    functions are wrapped to load it at their first call, unless they carry this mark."""
+    for function in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        if plain := getattr(function, "__wrapped__", None):
+            vars(plain).setdefault("__dynamo_disable", plain)
+
+
+_build_optimisers_without_compiler()
 
 
 class Recorder(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import yaml
 
@@ -12,6 +14,7 @@ from model.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 
+Recipe = Literal["released", "paper", "robust"]
 Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmirn", "no_adversarial", "one_generator",
                    "no_generators"]
 
@@ -98,7 +101,7 @@ class Settings(Switches):
     """
 
     method: str = "s2amsnet"
-    recipe: Literal["released", "paper", "robust"] = "released"
+    recipe: Recipe = "released"
     ablate: list[Ablation] = field(default_factory=list)
     lr: float = 1e-3
     pro_dim: int = 128
@@ -114,8 +117,13 @@ class Settings(Switches):
     cuda_graph: bool = False
 
 
-def recipe_switches(name: str) -> dict:
+def recipe_switches(name: str) -> dict[str, Any]:
     """The switch table of a recipe, from configs/recipe/NAME.yaml."""
+    return copy.deepcopy(_recipe_file(name))
+
+
+@cache
+def _recipe_file(name: str) -> dict[str, Any]:
     table = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     return {entry.name: table[entry.name] for entry in fields(Switches)}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.graphs import uncompiled
+from model.graphs import uncompiled, untraced
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def statistics_in_order(network: nn.Module, order: Sequence[int]) -> Iterator[No
         return
     batches = []
 
-    @torch.compiler.disable
+    @untraced
     def keep(*_: Any) -> None:
         batches.append([buffer.clone() for buffer in running])
 

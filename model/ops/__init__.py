@@ -58,7 +58,6 @@ def gather_patches(cube: Tensor, centres: Tensor, size: int, *, backend: str = "
     return operator(cube, centres, size)
 
 
-@torch.compiler.assume_constant_result
 def resolve_backend(backend: str, device: torch.device) -> str:
     """The backend, `reference`, `cpu` or `cupy`, that a request comes to on a device.
 

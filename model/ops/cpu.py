@@ -73,7 +73,6 @@ def _kernel(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     return compiled_kernel(SOURCES[source], name, dtype, _ARGUMENTS[source][name])
 
 
-@torch.compiler.disable
 def involution(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
     """x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W] in channels_last; `relu` takes max(kernel, 0) for the kernel.
 
@@ -82,7 +81,6 @@ def involution(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
     return _Involution.apply(x, kernel, relu)
 
 
-@torch.compiler.disable
 def generated_involution(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
     """The involution of x [N,C,H,W] with the kernels conv1x1(hidden), which are never all in memory.
 
@@ -92,7 +90,6 @@ def generated_involution(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
     return _GeneratedInvolution.apply(x, hidden, weight, bias, relu)
 
 
-@torch.compiler.disable
 def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     """conv3×3 with zero padding 1, without bias: x [N,C,H,W], weight [O,C,3,3] -> [N,O,H,W] in channels_last.
 
@@ -104,7 +101,6 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     return _Winograd.apply(x, weight)
 
 
-@torch.compiler.disable
 def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None) -> Tensor:
     """sum_b weights[b]·relu(norms[b](inputs[b])): one or two inputs [N,C,H,W] -> [N,C,H,W] in channels_last.
 

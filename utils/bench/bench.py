@@ -22,7 +22,6 @@ from utils.bench.measure import Variant, alternate
 from utils.bench.workloads import Sizes, Way
 from utils.figures import sheet
 from utils.run.build import choose_device
-from utils.run.config import parse_command
 from utils.run.folder import environment
 from utils.text import insert_table, write_text
 
@@ -72,9 +71,8 @@ class BenchConfig:
     gpu: int = 0
 
 
-def bench(words: list[str]) -> None:
-    """Measure, write JSON and table, print the table."""
-    config = parse_command(BenchConfig, words, "bench")
+def run_bench(config: BenchConfig, words: list[str]) -> None:
+    """Measure, write JSON and table, print the table.  words: the command line, for the record."""
     sizes, repeats = check(config)
     device = choose_device(config.gpu)
     if config.threads:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
-
-from jsonargparse import ArgumentParser
 
 from datasets.harmonize import check_fit, check_patch, preprocess
 from datasets.scene import Scene
@@ -18,14 +15,13 @@ from utils import text
 from utils.figures import scenes, sheet
 from utils.released import weights
 from utils.run.build import read_scene, scene_sampler
-from utils.run.config import parse_command
+from utils.run.config import command_parser, parse_command
+from utils.run.flags import Parser
 from utils.run.folder import open_run
 from utils.run.metrics import constant_answer, scores
 from utils.run.predict import confusion_of, map_scene
 from utils.run.selection import LAST, RULES
 from utils.trained.load import Trained, load_released, load_run
-
-log = logging.getLogger(__name__)
 
 RuleName = Literal[tuple(rule.name for rule in RULES)]
 
@@ -59,13 +55,11 @@ def _apply(choice: Choice) -> tuple[Trained, Scene]:
     """The trained method and the scene that a command line names."""
     if (choice.run is None) == (choice.weights is None):
         raise ConfigError("Give either --run RUN_FOLDER or --weights best.pth.")
-    trained = load_run(open_run(choice.run), choice.rule, choice.gpu) if choice.run else \
+    trained = load_run(open_run(choice.run), choice.rule, choice.gpu, choice.data_path) if choice.run else \
         load_released(Path(choice.weights), choice.kernel_activation, choice.data_path, choice.gpu)
     name = choice.scene or (trained.config.target_name if choice.run else None)
     if name is None:
         raise ConfigError("Name the scene to apply the weights to: --scene NAME.")
-    if choice.data_path is not None:
-        trained.config.data_path = choice.data_path
     scene = read_scene(trained.config, name)
     trained.class_names = trained.class_names or scene.class_names
     check_fit(scene, trained.task.bands, trained.class_names, "the trained weights")
@@ -76,9 +70,13 @@ def _apply(choice: Choice) -> tuple[Trained, Scene]:
     return trained, scene
 
 
+def evaluate_parser() -> Parser:
+    return command_parser(Choice, "evaluate", evaluate.__doc__)
+
+
 def evaluate(words: list[str]) -> None:
     """Score trained weights on a labelled scene."""
-    choice = parse_command(Choice, words, "evaluate", evaluate.__doc__)
+    choice = parse_command(Choice, words, evaluate_parser())
     trained, scene = _apply(choice)
     sampler = scene_sampler(scene, trained.config, trained.device)
     if not len(sampler):
@@ -93,9 +91,13 @@ def evaluate(words: list[str]) -> None:
         print(f"  {name:<34} {text.MISSING if accuracy is None else f'{100 * accuracy:.2f}'}")
 
 
+def predict_parser() -> Parser:
+    return command_parser(Choice, "predict", predict.__doc__)
+
+
 def predict(words: list[str]) -> None:
     """Map a whole scene: a GeoTIFF (classes 1..K, their names in its tags, 0 = no data) and a picture beside it."""
-    choice = parse_command(Choice, words, "predict", predict.__doc__)
+    choice = parse_command(Choice, words, predict_parser())
     if choice.out is not None and Path(choice.out).suffix.lower() not in (".tif", ".tiff"):
         raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
     trained, scene = _apply(choice)
@@ -109,13 +111,17 @@ def predict(words: list[str]) -> None:
     print(f"{path}\n{path.with_suffix('.png')}")
 
 
-def export(words: list[str]) -> None:
-    """Write a run's discriminator as the released code's best.pth: {'Discriminator': state_dict} under its names."""
-    parser = ArgumentParser(prog="main.py export", description=export.__doc__)
+def export_parser() -> Parser:
+    parser = Parser("export", export.__doc__)
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--rule", choices=[rule.name for rule in RULES], default=LAST.name, help="selection rule")
     parser.add_argument("--out", type=Optional[Path], default=None, help="file to write; default: best.pth in the run folder")
-    choice = parser.parse_args(words)
+    return parser
+
+
+def export(words: list[str]) -> None:
+    """Write a run's discriminator as the released code's best.pth: {'Discriminator': state_dict} under its names."""
+    choice = export_parser().parse_args(words)
     run = open_run(choice.run)
     path = choice.out or run.path / "best.pth"
     trained = load_run(run, choice.rule, gpu=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,25 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
-from jsonargparse import ArgumentParser
-
 from model.errors import ConfigError, UserError
 from utils.figures import sheet, study as study_figures
 from utils.figures.comparison import plot_ranks
 from utils.figures.of_run import draw_run
 from utils.figures.of_runs import LAYOUTS, gallery
+from utils.run.flags import Parser
 from utils.run.folder import find_runs
 from utils.run.selection import LAST, ORACLE, RULES
 from utils.tables import collect as records, layouts, markup, study as study_maker
 from utils.tables.compare import Comparison, compare_runs
 from utils.text import insert_table, write_text
 
-log = logging.getLogger(__name__)
 
-
-def draw(words: list[str]) -> None:
-    """Draw the figures of every finished run below the given folders, or (--layout) figures that compare them."""
-    parser = ArgumentParser(prog="main.py figures", description=draw.__doc__)
+def figures_parser() -> Parser:
+    parser = Parser("figures", figures.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
     parser.add_argument("--gpu", type=Optional[int], default=None, help="CUDA device number; -1 = CPU; null = as the run")
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
@@ -37,7 +32,12 @@ def draw(words: list[str]) -> None:
                              "of the simulated gap; every seed's score; null = every run's own figures, in its folder")
     parser.add_argument("--out", type=Optional[Path], default=None,
                         help="folder for the figures of --layout; default: the first folder given")
-    choice = parser.parse_args(words)
+    return parser
+
+
+def figures(words: list[str]) -> None:
+    """Draw the figures of every finished run below the given folders, or (--layout) figures that compare them."""
+    choice = figures_parser().parse_args(words)
     if choice.layout:
         with writing("figures", out := choice.out or Path(choice.runs[0])):
             for name, figure in gallery(choice.layout, choice.runs, choice.gpu, choice.data_path).items():
@@ -52,16 +52,20 @@ def draw(words: list[str]) -> None:
             print(path)
 
 
-def study(words: list[str]) -> None:
-    """Draw and tabulate what training did, from the records of all runs below the given folders, finished or not."""
-    parser = ArgumentParser(prog="main.py study", description=study.__doc__)
+def study_parser() -> Parser:
+    parser = Parser("study", study.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them (recorded with --oracle)")
     parser.add_argument("--out", type=Optional[Path], default=None,
                         help="folder for the figures and tables; default: the first folder given")
     parser.add_argument("--insert", type=Optional[Path], default=None,
                         help="Markdown file whose parts between <!-- NAME --> and <!-- /NAME --> the tables replace, "
                              "NAME being FOLDER/scores, FOLDER/selection or FOLDER/norms, FOLDER that of --out")
-    choice = parser.parse_args(words)
+    return parser
+
+
+def study(words: list[str]) -> None:
+    """Draw and tabulate what training did, from the records of all runs below the given folders, finished or not."""
+    choice = study_parser().parse_args(words)
     points = study_maker.read(choice.runs)
     tables, out = study_maker.make_tables(points), choice.out or Path(choice.runs[0])
     with writing("study's tables and figures", out):
@@ -94,9 +98,8 @@ def _write_tables(out: Path, name: str, made: list[markup.Table], command: str, 
     return text
 
 
-def tables(words: list[str]) -> None:
-    """Print tables of all finished runs below the given folders, and write them as Markdown, CSV and LaTeX."""
-    parser = ArgumentParser(prog="main.py tables", description=tables.__doc__)
+def tables_parser() -> Parser:
+    parser = Parser("tables", tables.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
     parser.add_argument("--layout", choices=list(layouts.LAYOUTS), default="pairs",
                         help="scores per pair and selection rule; pairs beside each other, one score a table; per "
@@ -113,7 +116,12 @@ def tables(words: list[str]) -> None:
     parser.add_argument("--insert", type=Optional[Path], default=None,
                         help="Markdown file whose part between <!-- NAME --> and <!-- /NAME --> the tables replace, "
                              "NAME being FOLDER/LAYOUT of --out")
-    choice = parser.parse_args(words)
+    return parser
+
+
+def tables(words: list[str]) -> None:
+    """Print tables of all finished runs below the given folders, and write them as Markdown, CSV and LaTeX."""
+    choice = tables_parser().parse_args(words)
     runs = records.collect(choice.runs)
     made, out = layouts.make(choice.layout, runs, choice.rule, choice.published), choice.out or Path(choice.runs[0])
     with writing("tables", out):
@@ -127,15 +135,19 @@ def tables(words: list[str]) -> None:
     print(text)
 
 
-def compare(words: list[str]) -> None:
-    """Compare two runs on their target's labelled pixels: McNemar's test, intervals by spatial block bootstrap."""
-    parser = ArgumentParser(prog="main.py compare", description=compare.__doc__)
+def compare_parser() -> Parser:
+    parser = Parser("compare", compare.__doc__)
     parser.add_argument("first", help="run folder A")
     parser.add_argument("second", help="run folder B")
     parser.add_argument("--rule", choices=[rule.name for rule in RULES], default=LAST.name, help="selection rule")
     parser.add_class_arguments(Comparison, skip={"rule"})
     parser.add_argument("--out", type=Optional[Path], default=None, help="folder for compare.md, .csv and .tex")
-    choice = parser.parse_args(words).as_dict()
+    return parser
+
+
+def compare(words: list[str]) -> None:
+    """Compare two runs on their target's labelled pixels: McNemar's test, intervals by spatial block bootstrap."""
+    choice = compare_parser().parse_args(words).as_dict()
     first, second, out = (choice.pop(name) for name in ("first", "second", "out"))
     made = compare_runs(first, second, Comparison(**choice))
     if out:

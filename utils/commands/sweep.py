@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from utils.run.config import tidy
+from utils.run.flags import Parser, tidy
 from utils.sweep.cluster import HERE
 from utils.sweep.sweep import SweepConfig, run_sweep
 
-log = logging.getLogger(__name__)
 
-
-def sweep(words: list[str]) -> int:
-    """Run every combination of a sweep file's pairs, variants and seeds; done runs are skipped, broken ones resumed."""
-    parser = ArgumentParser(prog="main.py sweep", description=sweep.__doc__)
+def sweep_parser() -> Parser:
+    parser = Parser("sweep", sweep.__doc__)
     parser.add_argument("file", type=Path, help="sweep file (configs/sweep)")
     parser.add_argument("--config", action="append", default=[], metavar="FILE",
                         help="settings over the sweep file's own config and settings, such as configs/cpu.yaml; may be "
@@ -24,5 +18,11 @@ def sweep(words: list[str]) -> int:
     parser.add_argument("--ray", nargs="?", const=HERE, default=None, metavar="ADDRESS",
                         help="run on a Ray cluster, several runs at a time: the one at ADDRESS, or this machine alone")
     parser.add_class_arguments(SweepConfig, skip={"config", "ray"})
+    return parser
+
+
+def sweep(words: list[str]) -> int:
+    """Run every combination of a sweep file's pairs, variants and seeds; done runs are skipped, broken ones resumed."""
+    parser = sweep_parser()
     choice = parser.instantiate(parser.parse_args(tidy(words, SweepConfig))).as_dict()
     return run_sweep(choice.pop("file"), SweepConfig(**choice))

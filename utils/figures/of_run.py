@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,12 @@ import torch
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.methods import Method
-from model.seeding import Streams
 from model.states import buffers_kept
 from utils.figures import curves, scenes, sheet
-from utils.run.build import Data, load_data
-from utils.run.config import TrainConfig
 from utils.run.folder import RunFolder
 from utils.run.predict import BATCH, map_scene
 from utils.run.selection import LAST
-from utils.trained.load import load_run
+from utils.trained.load import Trained, load_run
 
 log = logging.getLogger(__name__)
 
@@ -29,30 +25,15 @@ SHEET_ROWS = 8            # source patches on the patch sheet
 SPECTRA_PATCHES = 2048    # source patches whose generated versions give the mean spectra
 
 
-@dataclass
-class LoadedRun:
-    """A finished run, ready to look at."""
-
-    run: RunFolder
-    config: TrainConfig
-    data: Data
-    method: Method
-    device: torch.device
-
-
 def draw_run(run: RunFolder, gpu: int | None = None, data_path: str | None = None, progress: bool = True) -> list[Path]:
     """Draw every figure of a run into its folder `figures`; returns the files."""
-    trained = load_run(run, LAST.name, gpu)
-    if data_path is not None:
-        trained.config.data_path = data_path
-    data = load_data(trained.config, trained.device, Streams(trained.config.seed, trained.device).split)
-    loaded = LoadedRun(run, trained.config, data, trained.method, trained.device)
-    title = f"{run.read_run()['label']}, seed {loaded.config.seed}"
+    trained = load_run(run, LAST.name, gpu, data_path)
+    data, title = trained.data, f"{run.read_run()['label']}, seed {trained.config.seed}"
     drawn = {"losses": curves.plot_losses(_epochs(run), f"Training: {title}"),
-             "spectra": _spectra(loaded, title), "patches": _patches(loaded, title)}
+             "spectra": _spectra(trained, title), "patches": _patches(trained, title)}
     if data.target:
         drawn["pair"] = scenes.plot_pair(data.source, data.target, f"{data.source.name} and {data.target.name}")
-        drawn |= _target_figures(loaded, title, progress)
+        drawn |= _target_figures(trained, title, progress)
     paths = []
     for name, figure in drawn.items():
         paths.append(run.figures / f"{name}.png")
@@ -68,11 +49,11 @@ def _epochs(run: RunFolder) -> list[dict]:
             for record in run.records(run.epochs)]
 
 
-def _target_figures(loaded: LoadedRun, title: str, progress: bool) -> dict:
-    data, config = loaded.data, loaded.config
+def _target_figures(trained: Trained, title: str, progress: bool) -> dict:
+    data, config = trained.data, trained.config
     target, names = data.target, data.source.class_names
-    entry = json.loads(loaded.run.evaluation.read_text())["rules"][LAST.name]
-    prediction = map_scene(loaded.method, preprocess(target.cube), config.patch_size, loaded.device, config.backend,
+    entry = json.loads(trained.run.evaluation.read_text())["rules"][LAST.name]
+    prediction = map_scene(trained.method, preprocess(target.cube), config.patch_size, trained.device, config.backend,
                            progress)
     score = entry.get("target")
     text = "" if score is None else (f", rule last: OA {100 * score['oa']:.1f} %, AA {100 * score['aa']:.1f} %, "
@@ -85,14 +66,14 @@ def _target_figures(loaded: LoadedRun, title: str, progress: bool) -> dict:
     return drawn
 
 
-def _spectra(loaded: LoadedRun, title: str):
+def _spectra(trained: Trained, title: str):
     """Mean ± std spectra of the patches' centre pixels per class: source, what the method makes of it, target."""
-    data, names = loaded.data, loaded.data.source.class_names
+    data, names = trained.data, trained.data.source.class_names
     centres: dict[str, list[np.ndarray]] = {}
     labels = []
     for x, y in data.train.in_order(BATCH, SPECTRA_PATCHES):
         labels.append(y.cpu().numpy())
-        for name, patches in ({"source": x} | _generated(loaded.method, x)).items():
+        for name, patches in ({"source": x} | _generated(trained.method, x)).items():
             centres.setdefault(name, []).append(_centre(patches))
     truth = np.concatenate(labels) + 1
     spectra = {name: curves.class_spectra(np.concatenate(values), truth, len(names))
@@ -104,18 +85,18 @@ def _spectra(loaded: LoadedRun, title: str):
     return curves.plot_spectra(spectra, data.source.wavelengths, names, f"Spectra per class: {title}")
 
 
-def _patches(loaded: LoadedRun, title: str):
+def _patches(trained: Trained, title: str):
     """A sheet of source patches of different classes beside their generated and mixed versions."""
-    train: PatchSampler = loaded.data.train
-    n_classes, names = loaded.data.source.n_classes, loaded.data.source.class_names
+    train: PatchSampler = trained.data.train
+    n_classes, names = trained.data.source.n_classes, trained.data.source.class_names
     labels = train.labels.cpu().numpy()
     first = [np.flatnonzero(labels == k) for k in range(n_classes)]
     index = [first[i % n_classes][(i // n_classes) % len(first[i % n_classes])] for i in range(SHEET_ROWS)]
     x = train.patches(torch.tensor(index, device=train.labels.device))
-    columns = {"source": x} | _generated(loaded.method, x)
+    columns = {"source": x} | _generated(trained.method, x)
     order = sorted(columns, key=lambda name: (name != "source", name.split()[-1] if "mixed" not in name else
                                               name.split()[0], "mixed" in name))
-    return scenes.plot_patches({name: columns[name].cpu().numpy() for name in order}, loaded.data.source.rgb_bands,
+    return scenes.plot_patches({name: columns[name].cpu().numpy() for name in order}, trained.data.source.rgb_bands,
                                 [names[labels[i]] for i in index], f"Source patches and their versions: {title}")
 
 

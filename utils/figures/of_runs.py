@@ -19,9 +19,7 @@ from tqdm import tqdm
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.errors import UserError
-from model.seeding import Streams
 from utils.figures.comparison import plot_features, plot_map_gallery, plot_seeds, plot_severity
-from utils.run.build import Data, load_data
 from utils.run.folder import open_run
 from utils.run.predict import BATCH, map_scene
 from utils.run.selection import LAST
@@ -72,13 +70,13 @@ def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[st
     figures = {}
     for pair, chosen in _one_seed(runs):
         predictions = {}
-        for row, trained, data in _opened(chosen, gpu, data_path):
-            image = map_scene(trained.method, preprocess(data.target.cube), trained.task.patch_size, trained.device,
+        for row, trained in _opened(chosen, gpu, data_path):
+            image = map_scene(trained.method, preprocess(trained.data.target.cube), trained.task.patch_size, trained.device,
                               trained.config.backend, progress=False)
-            image[~data.target.cube.any(axis=2)] = 0
+            image[~trained.data.target.cube.any(axis=2)] = 0
             predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = image
         figures[f"maps_{_file(pair)}"] = plot_map_gallery(
-            data.target.cube, data.target.rgb_bands, data.target.labels, predictions, trained.class_names,
+            trained.data.target.cube, trained.data.target.rgb_bands, trained.data.target.labels, predictions, trained.class_names,
             f"{pair}: maps of the whole target; seed {chosen['seed'].iloc[0]}, rule last, scores in percent")
     return figures
 
@@ -88,11 +86,11 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
     figures = {}
     for pair, chosen in _one_seed(runs):
         shown = {}
-        for row, trained, data in _opened(chosen, gpu, data_path):
+        for row, trained in _opened(chosen, gpu, data_path):
             if not hasattr(trained.method.discriminator, "features"):
                 log.info("%s has no features to show.", row["name"])
                 continue
-            samples = [_samples(sampler) for sampler in (data.val, data.test)]
+            samples = [_samples(sampler) for sampler in (trained.data.val, trained.data.test)]
             features = np.concatenate([_features_of(trained, x) for x, _ in samples])
             if not features.std():
                 log.warning("%s gives every patch the same features; it is not shown.", row["name"])
@@ -120,13 +118,10 @@ def _one_seed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield pair, chosen
 
 
-def _opened(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> Iterator[tuple[pd.Series, Trained, Data]]:
-    """Each run's row, its trained method and its data."""
+def _opened(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> Iterator[tuple[pd.Series, Trained]]:
+    """Each run's row and its trained method."""
     for _, row in tqdm(runs.iterrows(), total=len(runs), unit="run", disable=not sys.stderr.isatty()):
-        trained = load_run(open_run(row["folder"]), LAST.name, gpu)
-        trained.config.data_path = data_path or trained.config.data_path
-        data = load_data(trained.config, trained.device, Streams(trained.config.seed, trained.device).split)
-        yield row, trained, data
+        yield row, load_run(open_run(row["folder"]), LAST.name, gpu, data_path)
 
 
 def _samples(sampler: PatchSampler) -> tuple[Tensor, np.ndarray]:

@@ -1,24 +1,36 @@
-"""One typed dataclass tree is the source of all flags of training; jsonargparse makes the command line of it."""
+"""The settings of a training run: one typed dataclass, read from files and from the command line, checked."""
 
 from __future__ import annotations
 
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+import copy
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, get_args
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from model.errors import CheckpointError, ConfigError
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
-from model.settings import Settings, recipe_switches, resolve_switches
+from model.settings import Recipe, Settings, Switches, recipe_switches, resolve_switches
+from utils.run.flags import HelpFormatter, Parser, split_files, tidy, without_ignored
 
-RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
+log = logging.getLogger(__name__)
+
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
 FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
+GROUPS = {                              # of `train --help`; every setting is in one of them
+    "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
+                        "split", "flip_augmentation", "radiation_augmentation", "mixture_augmentation"),
+    "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
+             "mmirn_filters"),
+    "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights"),
+    "the run": ("seed", "gpu", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard", "log_interval",
+                "backend", "precision", "compile", "cuda_graph"),
+    "switches of the recipe (docs/fidelity.md)": tuple(entry.name for entry in fields(Switches))}
 
 
 @dataclass
@@ -92,42 +104,130 @@ class TrainConfig(Settings):
     simulation: Simulation = field(default_factory=Simulation)
 
 
-@cache                                                  # a sweep parses hundreds of command lines
-def command_parser(kind: type, command: str, description: str | None = None) -> ArgumentParser:
-    """The parser of one command: every field of the dataclass is a flag; --config files are layered in order."""
-    parser = ArgumentParser(prog=f"main.py {command}".strip(), description=description or kind.__doc__.splitlines()[0])
+def command_parser(kind: type, command: str, description: str) -> Parser:
+    """The parser of a command whose flags are the fields of a dataclass; --config files are layered in order."""
+    parser = Parser(command, description)
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times")
     parser.add_class_arguments(kind)
     return parser
 
 
-def parse_command(kind: type, argv: list[str], command: str = "", description: str | None = None) -> Any:
-    """Command line -> dataclass `kind`.  Exits with a message that names an unknown flag or a bad value."""
-    parser = command_parser(kind, command, description)
-    values = parser.instantiate(parser.parse_args(tidy(argv, kind))).as_dict()
-    values.pop("config")
-    return kind(**values)
+def parse_command(kind: type, words: list[str], parser: Parser) -> Any:
+    """Command line -> dataclass `kind`.  Raises ConfigError that names an unknown flag or a bad value."""
+    files, flags = split_files(tidy(words, kind))
+    return _instantiated(parser, kind, parser.parse_args([f"--config={file}" for file in files] + flags))
 
 
-def parse_train(argv: list[str], description: str | None = None) -> TrainConfig:
+@cache                                                  # a sweep reads hundreds of settings
+def train_parser() -> Parser:
+    """The parser of `train`, its flags in GROUPS."""
+    parser = Parser("train", TrainConfig.__doc__.splitlines()[0], print_config=None, formatter_class=TrainHelp,
+                    usage="main.py [train] [--config FILE ...] [--SETTING VALUE ...]")
+    parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
+    names = {entry.name for entry in fields(TrainConfig)}
+    for title, members in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in members:
+            group.add_class_arguments(TrainConfig, as_group=False, skip=names - {name})
+    return parser
+
+
+class TrainHelp(HelpFormatter):
+    """Shows what each recipe sets a switch to."""
+
+    defaults = {entry.name: ", ".join(f"{recipe}: {recipe_switches(recipe)[entry.name]}" for recipe in get_args(Recipe))
+                for entry in fields(Switches)}
+
+
+def parse_train(argv: list[str]) -> TrainConfig:
     """The settings of a training run, every switch resolved; with --resume those of the run folder.
 
-    Raises ConfigError for values that the types cannot refuse, CheckpointError for settings that differ on resume.
+    With --print_config the settings are printed and the program ends.  Raises ConfigError for flags, values and
+    combinations that cannot be, CheckpointError for settings that differ on resume.
     """
-    config = parse_command(TrainConfig, argv, "", description)
-    if config.resume is None:
-        return check(other_recipe(config, argv))
-    saved = Path(config.resume) / "config.yaml"
+    argv, ignored = without_ignored(argv)
+    if ignored:
+        log.warning("%s: no effect, here as in the released code.", ", ".join(dict.fromkeys(ignored)))
+    files, flags = split_files(tidy(argv, TrainConfig))
+    shown = "--print_config" in flags
+    below, above = _layered(files), _given([word for word in flags if word != "--print_config"])
+    resume = above.get("resume") or below.get("resume")
+    config = check(_merged(below, above)) if resume is None else _resumed(resume, _over(below, above))
+    if shown:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
+    """The settings in files, layered in order, with changes over them; every switch resolved.
+
+    changes: settings by name, a part of a nested one as a dictionary (simulation={"severity": 2.0}).
+    Raises ConfigError where a file does not exist, or a setting is unknown or impossible.
+    """
+    return check(_merged(_layered(paths), changes))
+
+
+def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A copy with other settings, checked; the given one stays as it is."""
+    return check(replace(copy.deepcopy(config), **changes))
+
+
+def _layered(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """The settings that files set, the later ones over the earlier ones."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(f"The config file {path} does not exist.")
+        try:
+            found = _over(found, _given([f"--config={path}"]))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return found
+
+
+def _given(words: list[str]) -> dict[str, Any]:
+    """The settings that command-line words set, and no others."""
+    given = train_parser().parse_args(words, defaults=False).as_dict()
+    given.pop("config", None)
+    return given
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings over others, nested ones part by part."""
+    return below | {name: below[name] | value if isinstance(value, dict) and isinstance(below.get(name), dict) else value
+                    for name, value in above.items()}
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> TrainConfig:
+    """Settings over others.  A recipe above takes the place of the switches that the ones below merely took over from
+    theirs; what they flipped stays."""
+    kept = dict(below)
+    if "recipe" in above:
+        usual = recipe_switches(below.get("recipe", TrainConfig.recipe))
+        kept = {name: value for name, value in below.items() if name not in usual or usual[name] != value}
+    parser = train_parser()
+    return _instantiated(parser, TrainConfig, parser.parse_object(_over(kept, above)))
+
+
+def _instantiated(parser: Parser, kind: type, parsed: Any) -> Any:
+    values = parser.instantiate(parsed).as_dict()
+    return kind(**{entry.name: values[entry.name] for entry in fields(kind)})
+
+
+def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
+    """The settings of a run folder with those given.  Raises CheckpointError where one may not change."""
+    saved = Path(folder) / "config.yaml"
     if not saved.is_file():
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
-    original = check(parse_command(TrainConfig, ["--config", str(saved)]))
-    config = check(parse_command(TrainConfig, ["--config", str(saved), *argv]))
+    original, config = read_config(saved), read_config(saved, **given)
     fixed_end = original.lr_schedule != "constant" or method_class(original.method).ramped
     free = FREE_ON_RESUME - ({"max_epoch"} if fixed_end else set())
     changed = [entry.name for entry in fields(config)
                if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
     if changed:
-        raise CheckpointError(f"--resume {config.resume} cannot change {', '.join(changed)}; start a new run for that. "
+        raise CheckpointError(f"--resume {folder} cannot change {', '.join(changed)}; start a new run for that. "
                               f"Free to change: {', '.join(sorted(free - {'resume'}))}.")
     return config
 
@@ -138,19 +238,6 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     defaults = to_dict(TrainConfig())
     found = defaults | recipe_switches(values.get("recipe", defaults["recipe"])) | values
     return found | {"ablate": sorted(set(found["ablate"]))}
-
-
-def other_recipe(config: TrainConfig, argv: list[str]) -> TrainConfig:
-    """With --recipe on the command line, switches that a --config file merely took over from another recipe go with it;
-    what the file or the command line flipped stays."""
-    words = tidy(argv, TrainConfig)
-    given = {word.partition("=")[0].removeprefix("--") for word in words}
-    if "recipe" in given and "config" in given:
-        files = [word for before, word in zip([""] + words, words) if word.startswith("--config") or before == "--config"]
-        for name, value in recipe_switches(parse_command(TrainConfig, files).recipe).items():
-            if name not in given and getattr(config, name) == value:
-                setattr(config, name, None)
-    return config
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -197,29 +284,3 @@ def to_yaml(config: TrainConfig) -> str:
     """The resolved settings as a file that --config reads back; the run's own name and --resume are left out."""
     values = {name: value for name, value in to_dict(config).items() if name not in ("resume", "run_name")}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def tidy(argv: list[str], kind: type) -> list[str]:
-    """The spellings that the released code's users know, in jsonargparse's: a boolean flag alone is true; a list may
-    be `a b` or `a,b`; nce_layers is contrast_layers.  Config files go to the front, so that flags win over them."""
-    hints = typing.get_type_hints(kind)
-    types = {f"--{entry.name}": str(hints[entry.name]) for entry in fields(kind)}
-    out, rest = [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        flag = RELEASED_NAMES.get(flag, flag)
-        out.append(flag + equals + value)
-        if equals or flag not in types:
-            continue
-        taken = []
-        if "bool" in types[flag]:
-            taken = [rest.pop(0)] if rest and rest[0].lower() in ("true", "false", "yes", "no") else ["true"]
-        elif "list" in types[flag].lower():
-            while rest and not rest[0].startswith("--"):
-                taken.append(rest.pop(0))
-            if taken and not taken[0].startswith("["):
-                taken = ["[" + ",".join(taken) + "]"]
-        out += taken
-    files = [i for i, word in enumerate(out) if word.startswith("--config=") or "--config" in (word, *out[max(i - 1, 0):i])]
-    return [out[i] for i in files] + [word for i, word in enumerate(out) if i not in files]

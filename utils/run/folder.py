@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
 LABEL_LENGTH = 100        # of a folder's name, which file systems limit to 255 bytes; the hash keeps it unique
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = ROOT / "VERSION"
 
 
 class RunFolder:
@@ -148,6 +149,12 @@ def environment(device: torch.device, backend: str) -> dict[str, Any]:
     return {"versions": {"python": platform.python_version()} | _versions(), "git": _git(), "command": sys.argv[1:],
             "platform": platform.platform(), "device": device_name(device), "backend": backend,
             "threads": torch.get_num_threads()}
+
+
+def version() -> str:
+    """S2AMSnet 0.9.0, commit 0123456789+ where it is known."""
+    commit = _git()
+    return f"S2AMSnet {VERSION.read_text().strip()}" + (f", commit {commit}" if commit else "")
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from utils.run.config import TrainConfig
 from utils.run.folder import RunFolder
 from utils.run.metrics import confusion_matrix, constant_answer, scores
 from utils.run.predict import BATCH, confusion_of, patches_per_second
-from utils.run.selection import ORACLE, SHIFTED_SOURCE, SOURCE_SCORES
+from utils.run.selection import ORACLE, SHIFTED_SOURCE, source_scores
 from utils.text import write_text
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,13 @@ def evaluate_source(method: Method, data: Data) -> dict[str, Any]:
     state that is to be scored (Method.evaluating)."""
     return {"source_val": scores(confusion_of(method, data.val, data.task.n_classes)).as_dict(),
             "shifted_source": shifted_scores(method, data.shifted, data.task.n_classes)}
+
+
+def evaluate_target(method: Method, data: Data) -> dict[str, Any]:
+    """Scores and confusion matrix on the labelled target pixels.  The method must be in the state that is to be scored
+    (Method.evaluating)."""
+    confusion = confusion_of(method, data.test, data.task.n_classes)
+    return {"target": scores(confusion).as_dict(), "confusion": confusion.tolist()}
 
 
 def shifted_scores(method: Method, source: ShiftedSource, n_classes: int) -> dict[str, Any]:
@@ -74,8 +81,7 @@ def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, di
         content["rules"][rule] = {"epoch": choice["epoch"], **source_scores(choice)}
         if data.test:
             load_discriminator(method.discriminator, choice["discriminator"], run.checkpoint)
-            confusion = confusion_of(method, data.test, data.task.n_classes)
-            content["rules"][rule] |= {"target": scores(confusion).as_dict(), "confusion": confusion.tolist()}
+            content["rules"][rule] |= evaluate_target(method, data)
     if data.test:
         counts = np.bincount(data.test.labels.cpu().numpy(), minlength=data.task.n_classes)
         content["constant"] = scores(constant_answer(counts)).as_dict()
@@ -86,8 +92,3 @@ def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, di
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
     if data.test:
         run.update_run(patches_per_second=patches_per_second(method))
-
-
-def source_scores(record: dict[str, Any]) -> dict[str, Any]:
-    """The scores of an epoch's record that need no target; older records lack some."""
-    return {key: record[key] for key in SOURCE_SCORES if key in record}

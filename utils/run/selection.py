@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,18 @@ SHIFTED_SOURCE = Rule("shifted-source", "shifted_source")
 ORACLE = Rule("oracle", "target", reads_target=True)
 RULES = (LAST, SOURCE_VAL, SHIFTED_SOURCE)
 SOURCE_SCORES = tuple(rule.score for rule in RULES if rule.score)      # what stands beside every target score
+
+
+def source_scores(record: dict[str, Any]) -> dict[str, Any]:
+    """The scores of an epoch's record that need no target; older records lack some."""
+    return {key: record[key] for key in SOURCE_SCORES if key in record}
+
+
+def select(record: dict[str, Any], weights: dict[str, Tensor], selected: dict[str, dict[str, Any]]
+           ) -> dict[str, dict[str, Any]]:
+    """What each rule has selected when a further epoch is done: rule -> epoch, source scores, discriminator weights.
+
+    record: the epoch's.  weights: the discriminator's after it.  selected: what the rules had selected before.
+    """
+    new = {"epoch": record["epoch"], **source_scores(record), "discriminator": weights}
+    return {rule.name: new if rule.improves(record, selected.get(rule.name)) else selected[rule.name] for rule in RULES}

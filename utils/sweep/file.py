@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import yaml
 
 from model.errors import ConfigError
+from utils.run.config import TrainConfig, read_config
 from utils.run.folder import ROOT
-
-log = logging.getLogger(__name__)
 
 _FORM = {"config": (list, str), "settings": (dict, None), "pairs": (list, dict), "variants": (list, dict),
          "seeds": (list, int), "save_path": (str, None)}
 _OPTIONAL = {"pairs"}
-Entries = dict[str, Any]        # settings by name
+LISTS = {"ablate", "contrast_layers"}       # settings that are lists
+Entries = dict[str, Any]                    # settings by name
 
 
 @dataclass
@@ -37,7 +36,7 @@ def read_sweep(path: Path) -> SweepFile:
     """A sweep file, its keys and their form checked.  Raises ConfigError that names what is wrong."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; sweep files are in configs/sweep.")
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or content.keys() | _OPTIONAL != _FORM.keys():
         there = ", ".join(map(str, content)) if isinstance(content, dict) else "something else"
         raise ConfigError(f"{path} must have the keys {', '.join(_FORM)} and no others ({', '.join(_OPTIONAL)} may be "
@@ -51,19 +50,37 @@ def read_sweep(path: Path) -> SweepFile:
     return SweepFile(**content)
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a valid YAML text file: {error}") from error
 
 
-def layered(layers: list[Entries]) -> list[str]:
-    """Command-line words of layers of settings, the later ones stronger; a layer's `config` files lie below its rest.
+@dataclass(frozen=True)
+class Layers:
+    """Layers of settings put on top of each other: config files in order, and flat settings (simulation.severity: 2)
+    over them."""
 
-    On a command line flags win over files wherever they stand: so a flag that a later file sets is left out.
+    files: list[str]
+    settings: Entries
+
+    def words(self) -> list[str]:
+        """The command line that says the same."""
+        return [word for file in self.files for word in ("--config", file)] + \
+            [word for name, value in self.settings.items() for word in (f"--{name}", _text(value))]
+
+    def config(self) -> TrainConfig:
+        """Raises ConfigError for settings that cannot be."""
+        return read_config(*self.files, **_nested(self.settings))
+
+
+def layered(layers: list[Entries]) -> Layers:
+    """Layers of settings, the later ones stronger; a layer's `config` files lie below its rest.
+
+    On a command line flags win over files wherever they stand: so a setting that a later file has is left out.
     """
-    files, flags = [], {}
+    files, settings = [], {}
     for layer in layers:
         own = dict(layer)
         named = own.pop("config", [])
@@ -72,17 +89,17 @@ def layered(layers: list[Entries]) -> list[str]:
                 raise ConfigError(f"'config' must name a file or a list of files, not {name}.")
             file = Path(name) if Path(name).exists() else ROOT / name
             over = _flat(_read_layer(file))
-            flags = {key: value for key, value in flags.items() if key not in over}
-            files += ["--config", str(file)]
-        flags |= _flat(own)
-    return files + [word for name, value in flags.items() for word in (f"--{name}", _text(value))]
+            settings = {key: value for key, value in settings.items() if key not in over}
+            files.append(str(file))
+        settings |= _flat(own)
+    return Layers(files, settings)
 
 
 def _read_layer(path: Path) -> Entries:
     """The settings of a config file.  Raises ConfigError where there are none."""
     if not path.is_file():
         raise ConfigError(f"The config file {path} does not exist.")
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings (lines of the form NAME: VALUE).")
     return content
@@ -93,6 +110,18 @@ def _flat(settings: Entries, prefix: str = "") -> Entries:
     out = {}
     for name, value in settings.items():
         out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def _nested(settings: Entries) -> Entries:
+    """The reverse of `_flat`; a list may be given as words: `no_noise no_mixing`."""
+    out: Entries = {}
+    for name, value in settings.items():
+        group, dot, part = name.partition(".")
+        if dot:
+            out.setdefault(group, {})[part] = value
+        else:
+            out[name] = value.replace(",", " ").split() if isinstance(value, str) and name in LISTS else value
     return out
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -18,12 +18,12 @@ from datasets.errors import SceneNotFoundError
 from datasets.readers import sha256
 from model.errors import ConfigError
 from utils.run.build import data_digests
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, check, parse_train, to_dict, with_defaults
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, to_dict, with_defaults
 from utils.run.folder import ROOT, RunFolder, run_name
 from utils.run.planned import write_plan
 from utils.sweep import process
 from utils.sweep.cluster import train_on_ray
-from utils.sweep.file import _read_yaml, layered, read_sweep
+from utils.sweep.file import read_yaml, layered, read_sweep
 from utils.sweep.process import INTERRUPTED, Run
 
 log = logging.getLogger(__name__)
@@ -69,15 +69,14 @@ def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]
     save_path = choice.save_path or content.save_path
     pairs = content.pairs if choice.pairs is None else [{"config": file} for file in choice.pairs]
     below = [{"config": content.config}, content.settings, {"config": list(choice.config)}]
-    common = [] if choice.data_path is None else ["--data_path", choice.data_path]
-    common += ["--save_path", save_path]
+    common = {"save_path": save_path} | ({} if choice.data_path is None else {"data_path": choice.data_path})
     compared = []
     for pair, variant in itertools.product(pairs, content.variants):
-        words = [*layered([*below, pair, variant]), *common]
-        compared.append((words, parse_train(words)))
+        layers = layered([*below, pair, variant, common])
+        compared.append((layers.words(), layers.config()))
     runs = {}
-    for seed, (words, config) in itertools.product(content.seeds if choice.seeds is None else choice.seeds, compared):
-        config = check(replace(config, seed=seed))
+    for seed, (words, one) in itertools.product(content.seeds if choice.seeds is None else choice.seeds, compared):
+        config = changed(one, seed=seed)
         name = run_name(config)
         run = Run(name, str(Path(save_path) / name), [*words, "--seed", str(seed)], config.gpu >= 0)
         runs.setdefault(name, (run, config))
@@ -92,19 +91,19 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
         folder = RunFolder(run.folder)
         if not (run.done or folder.checkpoint.exists()):
             continue
-        now, then = to_dict(config), with_defaults(_read_yaml(folder.config))
-        changed = [f"{name} ({then[name]} there, {value} now)" for name, value in now.items()
-                   if name not in WITHOUT_EFFECT and then[name] != value]
-        if changed:
-            raise ConfigError(f"{folder.path} was made with other settings: {', '.join(changed)}. Choose another "
+        now, then = to_dict(config), with_defaults(read_yaml(folder.config))
+        different = [f"{name} ({then[name]} there, {value} now)" for name, value in now.items()
+                     if name not in WITHOUT_EFFECT and then[name] != value]
+        if different:
+            raise ConfigError(f"{folder.path} was made with other settings: {', '.join(different)}. Choose another "
                               "--save_path for these.")
         key = (config.source_name, config.target_name, config.data_path, config.htcnn_weights, *astuple(config.simulation))
         if key not in files:
             files[key] = _digests(config)
         about = folder.read_run()
         before = about.get("sha256", {}) | about.get("initial_weights", {})
-        if changed := sorted(name for name, digest in files[key].items() if before.get(name) != digest):
-            raise ConfigError(f"{folder.path} was made with other data: {', '.join(changed)} changed since. Choose "
+        if different := sorted(name for name, digest in files[key].items() if before.get(name) != digest):
+            raise ConfigError(f"{folder.path} was made with other data: {', '.join(different)} changed since. Choose "
                               "another --save_path for these.")
 
 

@@ -72,11 +72,9 @@ def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
 
 
 def _open(folder: str, choice: Comparison) -> tuple[Trained, Scene]:
-    trained = load_run(open_run(folder), choice.rule, choice.gpu)
+    trained = load_run(open_run(folder), choice.rule, choice.gpu, choice.data_path)
     if trained.config.target_name is None:
         raise ConfigError(f"{folder} was trained without a target.")
-    if choice.data_path is not None:
-        trained.config.data_path = choice.data_path
     return trained, read_scene(trained.config, trained.config.target_name)
 
 

@@ -18,7 +18,7 @@ from model.methods import Method, Task
 from model.seeding import Streams
 from utils.run import checkpoint
 from utils.run.build import build_method
-from utils.run.config import TrainConfig, parse_train
+from utils.run.config import TrainConfig, read_config
 from utils.run.folder import RunFolder
 from utils.run.selection import LAST
 from utils.tables.cells import DAGGER_NOTE
@@ -75,7 +75,7 @@ def _row(runs: list[RunFolder]) -> dict[str, Cell]:
 
 
 def _counted(run: RunFolder, about: dict[str, Any]) -> dict[str, Cell]:
-    config = parse_train(["--config", str(run.config)])
+    config = read_config(run.config)
     try:
         bands = about.get("bands") or checkpoint.load(run.checkpoint)["bands"]          # older records lack them
     except CheckpointError as error:

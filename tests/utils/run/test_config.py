@@ -9,7 +9,7 @@ import yaml
 
 from model.errors import CheckpointError, ConfigError
 from model.settings import RECIPES, Switches, flipped_switches, recipe_switches
-from utils.run.config import Simulation, TrainConfig, parse_train, to_yaml, with_defaults
+from utils.run.config import GROUPS, Simulation, TrainConfig, changed, parse_train, read_config, to_yaml, with_defaults
 from utils.run.folder import run_label, run_name
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,20 +83,62 @@ def test_the_resolved_config_reads_back(tmp_path):
     assert parse_train(["--config", str(tmp_path / "config.yaml")]) == config
 
 
-@pytest.mark.parametrize("words,named", [
-    ("--ptch_size 5", "ptch_size"), ("--lr fast", "lr"), ("--recipe best", "recipe"), ("--ablate no_brain", "no_brain"),
-    ("--flip_augmentation=maybe", "flip_augmentation"), ("--batch_size 2.5", "batch_size")])
-def test_unknown_flags_and_bad_values_are_named(words, named, capsys):
-    with pytest.raises(SystemExit) as stop:
+@pytest.mark.parametrize("words,message", [
+    ("--ptch_size 5", "--ptch_size is not known. Did you mean --patch_size?"), ("--lr fast", "lr must be float, not fast"),
+    ("--recipe best", "recipe must be released, paper or robust, not best"), ("--ablate no_brain", "no_brain"),
+    ("--flip_augmentation=maybe", "flip_augmentation"), ("--batch_size 2.5", "batch_size must be int, not 2.5"),
+    ("--patience soon", "patience must be int, not soon"), ("--simulation.severety 1", "mean --simulation.severity"),
+    ("--method", "--method: expected one argument"), ("erm", "erm is not known"),
+    ("--config none.yaml", "The config file none.yaml does not exist")])
+def test_unknown_flags_and_bad_values_are_told_in_one_line(words, message):
+    with pytest.raises(ConfigError) as error:
         parse_train(words.split())
-    assert stop.value.code == 2 and named in capsys.readouterr().err
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_unknown_keys_of_a_file_are_named(tmp_path, capsys):
-    (tmp_path / "a.yaml").write_text("learning_rate: 0.1\n")
-    with pytest.raises(SystemExit):
-        parse_train(["--config", str(tmp_path / "a.yaml")])
-    assert "learning_rate" in capsys.readouterr().err
+@pytest.mark.parametrize("words", ["--GIN_c 12", "--max_ep 3", "--adversarial 0", "--simulation.sev 2", "--run x"])
+def test_flags_cannot_be_abbreviated(words):
+    with pytest.raises(ConfigError, match="is not known"):
+        parse_train(words.split())
+
+
+def test_flags_that_do_nothing_in_the_released_code_do_nothing_here(caplog):
+    words = "--test_stride 1 --GIN 1 --seed 3 --adv=0.1 --num_patches 256 --lambda_NCE 1.0"
+    assert parse_train(words.split()) == parse_train("--seed 3".split())
+    warnings = [record.message for record in caplog.records]
+    assert warnings == ["--test_stride, --GIN, --adv, --num_patches, --lambda_NCE: no effect, here as in the released code."]
+
+
+def test_unknown_keys_and_bad_values_of_a_file_are_named_with_the_file(tmp_path):
+    path = tmp_path / "a.yaml"
+    for text, message in (("learning_rate: 0.1", "learning_rate is not known"), ("lr: fast", "lr must be float"),
+                          ("simulation: {severety: 1}", "severety is not known")):
+        path.write_text(text)
+        for read in (lambda: parse_train(["--config", str(path)]), lambda: read_config(path)):
+            with pytest.raises(ConfigError, match=f"a.yaml: {message}"):
+                read()
+
+
+def test_settings_are_read_without_a_command_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 0.1\nrecipe: released\nconsistency: kl\nsimulation: {seed: 4}\n")
+    (tmp_path / "b.yaml").write_text("lr: 1e-3\nsimulation: {severity: 2}\n")
+    files = (tmp_path / "a.yaml", tmp_path / "b.yaml")
+    for changes, words in (({}, ""), ({"recipe": "paper"}, "--recipe paper"), ({"target_name": None}, "--target_name null"),
+                           ({"simulation": {"seed": 5}}, "--simulation.seed 5"), ({"ablate": ["no_noise"]}, "--ablate no_noise")):
+        config = read_config(*files, **changes)
+        assert config == parse_train([*(f"--config={file}" for file in files), *words.split()])
+        assert (config.lr, config.simulation.severity, config.consistency) == (0.001, 2.0, "kl")
+    with pytest.raises(ConfigError, match="patch_size must be odd"):
+        read_config(*files, patch_size=6)
+
+
+def test_changed_settings_leave_the_old_ones_alone():
+    config = read_config(ablate=["no_noise"])
+    other = changed(config, batch_size=3, simulation=Simulation(2.0))
+    other.ablate.append("no_mixing")
+    assert config == read_config(ablate=["no_noise"]) and (other.batch_size, other.simulation.severity) == (3, 2.0)
+    with pytest.raises(ConfigError, match="batch_size"):
+        changed(config, batch_size=0)
 
 
 @pytest.mark.parametrize("words,named", [
@@ -110,21 +152,38 @@ def test_impossible_values_are_refused_by_name(words, named):
         parse_train(words.split())
 
 
-def test_help_documents_every_field(capsys):
+def test_help_documents_every_field_in_its_group(capsys):
     with pytest.raises(SystemExit):
         parse_train(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    text = " ".join(printed.split())
     for entry in fields(TrainConfig):
         assert f"--{entry.name} " in text or f"--{entry.name}." in text
     undocumented = [line for line in text.split(" --") if "(type:" in line and line.split("(type:")[0].count(" ") < 2]
     assert not undocumented
+    places = [printed.index(f"\n{title}:") for title in GROUPS]
+    assert places == sorted(places) and printed.index("--source_name") < printed.index("--kernel_activation")
+    named = [name for members in GROUPS.values() for name in members]
+    assert sorted(named) == sorted(entry.name for entry in fields(TrainConfig))
 
 
-def test_print_config_reads_back(tmp_path, capsys):
+def test_help_shows_what_each_recipe_sets_a_switch_to(capsys):
     with pytest.raises(SystemExit):
-        parse_train(["--recipe", "paper", "--print_config"])
-    (tmp_path / "a.yaml").write_text(capsys.readouterr().out)
-    assert parse_train(["--config", str(tmp_path / "a.yaml")]).recipe == "paper"
+        parse_train(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "'kl'), the released code's bounded term ('released'), or the Jensen–Shannon divergence ('js'). " \
+           "(kl, released or js; released: released, paper: kl, robust: js)" in text
+
+
+def test_print_config_prints_resolved_settings_that_read_back(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(["--recipe", "paper", "--print_config", "--simulation.severity", "2"])
+    assert stop.value.code == 0
+    path = tmp_path / "a.yaml"
+    path.write_text(capsys.readouterr().out)
+    values = yaml.safe_load(path.read_text())
+    assert {name: values[name] for name in recipe_switches("paper")} == recipe_switches("paper")
+    assert read_config(path) == read_config(recipe="paper", simulation={"severity": 2.0})
 
 
 def test_every_field_is_used():
