@@ -1,4 +1,4 @@
-"""The three scene pairs of the field's benchmark: sizes, classes and labelled pixels, as DESIGN section 2 states them.
+"""The three scene pairs of the field's benchmark: sizes, classes, labelled pixels (docs/data.md, "The three pairs").
 
 Other variants of the files circulate, so a difference is a warning with a name, never an error.
 """

@@ -38,7 +38,7 @@ def check_patch(scene: Scene, patch_size: int) -> None:
 def preprocess(cube: np.ndarray) -> np.ndarray:
     """Divide by the scene's maximum, then L2-normalise each pixel's spectrum; a zero spectrum stays zero.
 
-    [H, W, B] -> [H, W, B] float32.  Uses this scene's own values only (DESIGN section 2).
+    [H, W, B] -> [H, W, B] float32.  Uses this scene's own values only (docs/data.md, "Preprocessing").
     """
     peak = float(cube.max())
     if peak <= 0:

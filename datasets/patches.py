@@ -18,7 +18,7 @@ FUSED = {"cpu": patches_cpu.gather_augmented, "cupy": cuda.gather_augmented}    
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which augmentations are on; each touches a patch with probability one half (DESIGN section 2)."""
+    """Which augmentations are on; each touches a patch with probability one half (docs/data.md, "Augmentation")."""
 
     flip: bool = True
     radiation: bool = True

@@ -8,7 +8,7 @@ data) stays zero.  What is added (path radiance, noise) therefore weighs more in
     tilt           exp(±size·position), position 0..1 from the shortest to the longest wavelength
     path_radiance  size times the band's mean signal times (wavelength / 550 nm)^-a, a from 2 (haze) to 4 (clean air);
                    the mean signal carries sun and detector, which colour scattered light as they colour the ground's
-    noise          size·sqrt(signal · mean signal of the band)·N(0, 1), photon noise as datasets/simulate.py has it
+    noise          size·sqrt(signal · mean signal of the band)·N(0, 1), photon noise as datasets/simulator has it
     band_shift     every band reads what lies ±size nm beside it, by linear interpolation; the end bands are held
 
 A gain, a haze or a shift belongs to a flight, not to a pixel.  So there are eight imagined flights (eight gain curves,
@@ -17,7 +17,7 @@ for its whole patch.  Noise is drawn per value.  All draws come from generators 
 same in every run, epoch and seed and on every machine, so that scores of different runs can be compared.
 
 Sizes.  'weak' and 'strong' are the gap of the simulated pair at severity 1 and 2, effect by effect (tests/test_perturb
-holds them to datasets/simulate.py): what its light and detector do together gives the tilt (the straight line in the
+holds them to datasets/simulator): what its light and detector do together gives the tilt (the straight line in the
 logarithm of their ratio) and the gain (the rest's root mean square); path radiance is related to the source's mean
 signal at 550 nm; noise adds to the source's own in squares.  For comparison, in-flight checks of scanners against the
 ground found radiances to be wrong by up to 7 to 20 % (Markham et al., Proc. SPIE 1493, 1991), and under 4 % for a good

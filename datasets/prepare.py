@@ -1,4 +1,6 @@
-"""`python main.py prepare pavia|hyrank|houston`: from the public originals to the benchmark's files (DESIGN section 2).
+"""`python main.py prepare pavia|hyrank|houston`: from the public originals to the benchmark's files.
+
+The originals and what becomes of them: docs/data.md, "Originals".
 
 Pavia   https://www.ehu.eus/ccwintco/index.php/Hyperspectral_Remote_Sensing_Scenes (MATLAB, 9 classes each)
 HyRANK  https://zenodo.org/records/1222202 (GeoTIFF, 14 classes)

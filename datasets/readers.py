@@ -145,7 +145,7 @@ def find_description(name: str) -> Path:
         return path
     known = ", ".join(sorted(file.stem for file in SCENE_CONFIGS.glob("*.yaml")))
     raise SceneNotFoundError(f"'{name}' is neither a registered scene ({known}) nor a path to a scene file "
-                             "(README, \"Your own scenes\").")
+                             "(docs/data.md, \"Your own scenes\").")
 
 
 def read_description(path: Path) -> SceneFile:
@@ -245,8 +245,9 @@ def _read_part(entry: SceneFile, part: str, folder: Path, digests: dict[str, str
 def _where_to_get(entry: SceneFile, path: Path) -> str:
     message = f"{path.name} is not in {path.parent}. "
     if entry.name in BENCHMARK:
-        return message + (f"Put the {entry.folder} pair there (python main.py prepare {entry.folder.lower()}; README, "
-                          "\"Data\"), say where it is with --data_path, or try --config configs/simulated.yaml.")
+        return message + (f"Put the {entry.folder} pair there (python main.py prepare {entry.folder.lower()}; "
+                          "docs/data.md, \"Originals\"), say where it is with --data_path, or try "
+                          "--config configs/simulated.yaml.")
     return message + ("Say with --data_path where the scene's files are, or correct the file name in its scene file; "
                       "--config configs/simulated.yaml runs without any download.")
 

@@ -30,7 +30,7 @@ class DiscriminatorStage(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Spectral–spatial classifier: [N, B, P, P] -> logits [N, K] (DESIGN section 1).
+    """Spectral–spatial classifier: [N, B, P, P] -> logits [N, K] (docs/method.md, "Discriminator").
 
     Three stages of width d, the branch weights one learnt 2-vector that they share; MaxPool(2); Linear -> d; ReLU;
     Linear -> K.  Precision 'bf16' computes all but the last layer in bfloat16, by autocast; BatchNorm sums in float32.

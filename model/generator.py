@@ -1,4 +1,4 @@
-"""The spectral–spatial domain-generation network, S²DGN (DESIGN section 1)."""
+"""The spectral–spatial domain-generation network, S²DGN (docs/method.md, "Generators")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss terms as pure functions (DESIGN section 1)."""
+"""The loss terms as pure functions (docs/method.md, "Losses")."""
 
 from __future__ import annotations
 

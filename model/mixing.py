@@ -1,4 +1,4 @@
-"""Multidomain mixing (DESIGN section 1)."""
+"""Multidomain mixing (docs/method.md, "Mixing")."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ MIN_PATCH = 5             # reflection padding by 3, then two downsamplings and 
 class MMIRN(nn.Module):
     """Encoder of width f; `forward` gives the outputs of the tapped layers, each flattened to one vector per sample.
 
-    Layers are numbered as in DESIGN section 1; nothing deeper than the deepest tap is built.
+    Layers are numbered as in docs/method.md, "MMIRN"; nothing deeper than the deepest tap is built.
     """
 
     def __init__(self, bands: int, taps: Sequence[int], filters: int = 8):

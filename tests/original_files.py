@@ -9,7 +9,7 @@ import scipy.io
 from datasets.readers import read_mat
 from datasets.writers import write_mat_v5
 
-PAVIA_U = {0: 0, 1: 2, 2: 6, 3: 0, 4: 1, 5: 0, 6: 7, 7: 4, 8: 3, 9: 5}       # DESIGN section 2; 0 = left out
+PAVIA_U = {0: 0, 1: 2, 2: 6, 3: 0, 4: 1, 5: 0, 6: 7, 7: 4, 8: 3, 9: 5}       # docs/data.md, "Originals"; 0 = left out
 PAVIA_C = {0: 0, 1: 0, 2: 1, 3: 6, 4: 3, 5: 7, 6: 2, 7: 4, 8: 0, 9: 5}
 OUT_68 = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 0, 7: 6, 8: 0, 9: 7, 10: 8, 11: 9, 12: 10, 13: 11, 14: 12}
 HOUSTON_FILES = ("Houston13.mat", "Houston13_7gt.mat", "Houston18.mat", "Houston18_7gt.mat")

@@ -1,5 +1,5 @@
-"""Recordings in the form of DESIGN's recorded values, but written by this implementation: they check the replay, at any
-size and without the released code's own values."""
+"""Recordings in the form of docs/fidelity.md, "Recorded values", but written by this implementation: they check the
+replay, at any size and without the released code's own values."""
 
 import json
 

@@ -28,8 +28,9 @@ def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto", relu: bool =
     """y[n,c,i,j] = sum_{u,v in -1..1} kernel[n,g(c),3(u+1)+(v+1),i,j] x[n,c,i+u,j+v], x zero outside the patch.
 
     x [N,C,H,W], kernel [N,G,9,H,W] -> [N,C,H,W], with G = max(1, C // 3) and g(c) = min(c // 3, G - 1) (Li et al.,
-    CVPR 2021; DESIGN, section 1).  With `relu`, max(kernel, 0) stands for the kernel.  Under autocast both are cast to
-    its type, as for a convolution.  The C++ kernels take float32 and bfloat16; other types go to the reference.
+    CVPR 2021; docs/method.md, "Involution").  With `relu`, max(kernel, 0) stands for the kernel.  Under autocast both
+    are cast to its type, as for a convolution.  The C++ kernels take float32 and bfloat16; other types go to the
+    reference.
 
     Raises ValueError for shapes, types or devices that do not fit, ConfigError for a backend that cannot run.
     """

@@ -1,8 +1,8 @@
 """Involution and patch gather in plain PyTorch: the specification that every faster version is tested against.
 
-Involution (Li et al., CVPR 2021; DESIGN, section 1): kernel 3 x 3, one kernel per pixel and group of 3 channels,
-G = max(1, C // 3) groups, g(c) = min(c // 3, G - 1), so the C mod 3 leftover channels join the last group.  With u, v
-in -1..1 and x zero outside the patch:
+Involution (Li et al., CVPR 2021; docs/method.md, "Involution"): kernel 3 x 3, one kernel per pixel and group of 3
+channels, G = max(1, C // 3) groups, g(c) = min(c // 3, G - 1), so the C mod 3 leftover channels join the last group.
+With u, v in -1..1 and x zero outside the patch:
 
     y[n, c, i, j] = sum_{u,v} kernel[n, g(c), 3 (u + 1) + (v + 1), i, j] * x[n, c, i + u, j + v]
 
@@ -149,7 +149,7 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # ---- patches with flips and radiation noise ----
 
-RADIATION_GAIN = (0.9, 1.1)      # alpha of the radiation noise, per patch (DESIGN, section 2)
+RADIATION_GAIN = (0.9, 1.1)      # alpha of the radiation noise, per patch (docs/data.md, "Augmentation")
 RADIATION_NOISE = 1 / 25         # standard deviation of its additive part, per value
 QUAD = 4                         # bands that share one draw of Philox
 PATCH_PURPOSE, NOISE_PURPOSE = 0, 1      # last word of Philox's counter: draws of a patch, draws of its values

@@ -1,4 +1,4 @@
-"""Replay values recorded from the released code, quantity by quantity (DESIGN section 1, "Recorded values")."""
+"""Replay values recorded from the released code, quantity by quantity (docs/fidelity.md, "Recorded values")."""
 
 from __future__ import annotations
 

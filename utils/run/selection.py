@@ -1,4 +1,4 @@
-"""Which epoch's weights count: selection rules as named objects (DESIGN section 3)."""
+"""Which epoch's weights count: selection rules as named objects (docs/protocol.md, "Selection rules")."""
 
 from __future__ import annotations
 

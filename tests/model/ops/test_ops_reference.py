@@ -23,7 +23,7 @@ def make_inputs(channels, height, width, batch=2, dtype=torch.float64, seed=0):
 
 
 def involution_by_loops(x, kernel):
-    """The equation of DESIGN, section 1, one channel and offset at a time."""
+    """The equation of docs/method.md, "Involution", one channel and offset at a time."""
     out = np.zeros_like(x)
     channels, height, width = x.shape[1:]
     for c in range(channels):

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, and the constant answers that DESIGN states."""
+"""Scores against scikit-learn, and the constant answers that docs/protocol.md, "Scores", states."""
 
 import numpy as np
 import pytest
