@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,6 @@ from model.errors import UserError
 
 if TYPE_CHECKING:
     pass
-
-log = logging.getLogger(__name__)
 
 MISSING = "–"
 
@@ -62,9 +59,20 @@ def markdown(table: pd.DataFrame, index: str) -> str:
 
 def insert_table(path: Path, name: str, text: str) -> None:
     """Replace what stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError where they are missing."""
+    before, _, after = _parts(path, name)
+    write_text(path, f"{before}\n{text}\n{after}")
+
+
+def text_between(path: Path, name: str) -> str:
+    """What stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError where they are missing."""
+    return _parts(path, name)[1].strip("\n")
+
+
+def _parts(path: Path, name: str) -> tuple[str, str, str]:
+    """A file's text up to the first mark, between the marks, and from the second one on."""
     content = path.read_text()
     before, begin, rest = content.partition(f"<!-- {name} -->")
-    _, end, after = rest.partition(f"<!-- /{name} -->")
+    between, end, after = rest.partition(f"<!-- /{name} -->")
     if not (begin and end):
-        raise UserError(f"{path} has no part between <!-- {name} --> and <!-- /{name} --> to put the table into.")
-    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
+        raise UserError(f"{path} has no part between <!-- {name} --> and <!-- /{name} -->.")
+    return before + begin, between, end + after
