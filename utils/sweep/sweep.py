@@ -6,7 +6,9 @@ import itertools
 import logging
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from utils.run.folder import ROOT, RunFolder, run_name
 from utils.run.planned import write_plan
 from utils.sweep import process
 from utils.sweep.cluster import train_on_ray
-from utils.sweep.file import read_yaml, layered, read_sweep
+from utils.sweep.file import layered, read_sweep, read_yaml
 from utils.sweep.process import INTERRUPTED, Run
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,9 @@ class SweepConfig:
         save_path: folder of the runs in place of the sweep file's.
         data_path: folder of the scenes' files, for every run.
         print: print the commands that are left to do, for any scheduler, and run nothing.
+        jobs: runs at a time on this machine, each with cpus_per_run threads.
         ray: run on a Ray cluster, several runs at a time: that at this address, or one of this machine alone.
-        cpus_per_run: with ray: CPU cores, and threads, of a run.
+        cpus_per_run: with jobs or ray: CPU cores, and threads, of a run.
         gpus_per_run: with ray: share of a GPU that a run takes, 0 to 1; null = 1 where the cluster has GPUs.
     """
 
@@ -54,6 +57,7 @@ class SweepConfig:
     save_path: Optional[str] = None
     data_path: Optional[str] = None
     print: bool = False
+    jobs: int = 1
     ray: Optional[str] = None
     cpus_per_run: int = 1
     gpus_per_run: Optional[float] = None
@@ -120,6 +124,8 @@ def _digests(config: TrainConfig) -> dict[str, str]:
 
 def run_sweep(path: Path, choice: SweepConfig) -> int:
     """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
+    if choice.jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, not {choice.jobs}.")
     if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
         raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
     runs = sweep_runs(path, choice)
@@ -136,7 +142,7 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
         return 0
     failed = {}
     with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem, dynamic_ncols=True) as bar:
-        ended = _one_by_one(left, bar) if choice.ray is None else \
+        ended = _on_this_machine(left, choice.jobs, choice.cpus_per_run, bar) if choice.ray is None else \
             train_on_ray(left, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run, choice.gpus_per_run)
         try:
             with closing(ended):
@@ -153,15 +159,32 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     return 1 if failed else 0
 
 
-def _one_by_one(runs: list[Run], bar: tqdm) -> Iterator[tuple[Run, Optional[str]]]:
-    """Train the runs in turn, the last words of each behind the bar; yields each that has ended, with what went wrong.
-    An interrupted one ends them all."""
-    show = bar.set_postfix_str if sys.stderr.isatty() else None
-    for run in runs:
-        code, words = process.train_logged(run, PROGRAM, {}, watch=show)
-        if code == INTERRUPTED:
+def _on_this_machine(runs: list[Run], jobs: int, threads: int, bar: tqdm) -> Iterator[tuple[Run, Optional[str]]]:
+    """Train so many runs at a time, the last words of one behind the bar; yields each that has ended, with what went
+    wrong.  An interrupted one ends them all, and they save.
+
+    threads: of each run, where there are several at a time; a single one takes what PyTorch chooses.
+    """
+    stop, show = threading.Event(), sys.stderr.isatty()
+
+    def watch(words: str) -> None:
+        if stop.is_set():
             raise KeyboardInterrupt
-        yield run, f"exit code {code}: {words}" if code else None
+        if show:
+            bar.set_postfix_str(words)
+
+    environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(process.train_logged, run, PROGRAM, environment, watch=watch): run for run in runs}
+        try:
+            for future in as_completed(waiting):
+                code, words = future.result()
+                if code == INTERRUPTED:
+                    raise KeyboardInterrupt
+                yield waiting[future], f"exit code {code}: {words}" if code else None
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _check_folder(folder: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tqdm import tqdm
 
 import main
 from conftest import SMALL
 from model.errors import ConfigError
 from model.methods import REGISTRY
 from utils.run.config import TrainConfig, parse_train, to_dict
+from utils.sweep import sweep
 from utils.sweep.cluster import INSTALL
 from utils.sweep.file import SweepFile, layered, read_sweep
 from utils.sweep.process import LOCK, Run, locked, missing_there, train
@@ -111,13 +113,14 @@ def test_sensitivity_varies_one_setting_at_a_time_around_a_listed_centre(layer):
 def test_later_layers_win_be_they_files_or_settings(tmp_path):
     low = write_file(tmp_path / "low.yaml", patch_size=5, lr=0.5, simulation={"severity": 2.0, "seed": 3})
     high = write_file(tmp_path / "high.yaml", patch_size=9, simulation={"severity": 0.5})
-    words = layered([{"config": low}, {"patch_size": 7, "lr": 0.1, "simulation": {"severity": 1.5}}, {"config": [high]},
-                     {"ablate": ["no_noise"]}, {"lr": 0.2, "oracle": True, "target_name": None}])
-    config = parse_train([*words[:-4], "--target_name", "null"])
+    layers = layered([{"config": low}, {"patch_size": 7, "lr": 0.1, "simulation": {"severity": 1.5}}, {"config": [high]},
+                     {"ablate": ["no_noise"]}, {"lr": 0.2, "validators": True, "target_name": "B"}])
+    words, config = layers.words(), layers.config()
+    assert config == parse_train(words)
     assert (config.patch_size, config.lr, config.ablate) == (9, 0.2, ["no_noise"])
     assert (config.simulation.severity, config.simulation.seed) == (0.5, 3)
-    assert words == ["--config", low, "--config", high, "--lr", "0.2", "--ablate", "[no_noise]", "--oracle", "true",
-                     "--target_name", "null"]
+    assert words == ["--config", low, "--config", high, "--lr", "0.2", "--ablate", "[no_noise]", "--validators", "true",
+                     "--target_name", "B"]
 
 
 def test_a_layer_wins_over_the_settings_but_not_over_what_is_compared(tmp_path):
@@ -291,9 +294,48 @@ def test_the_training_process_ends_with_the_one_that_asked_for_it(program, tmp_p
     folder.mkdir()
     (folder / "checkpoint.pt").touch()
     run = Run("name", str(folder), [], False)
-    script = f"from utils.sweep_process import Run, train; train({run!r}, {program!r}, {{}})"
+    script = f"from utils.sweep.process import Run, train; train({run!r}, {program!r}, {{}})"
     asking = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     assert wait_for((folder / "begun").exists) and not is_free(folder)
     asking.send_signal(signal.SIGKILL)
     asking.wait()
     assert wait_for(lambda: is_free(folder)) and not (folder / "run.json").exists()
+
+
+@pytest.fixture
+def several(program, tmp_path, monkeypatch):
+    """Four runs of the stand-in, as a sweep runs them two at a time."""
+    monkeypatch.setattr(sweep, "PROGRAM", program)
+    runs = [Run(f"run{i}", str(tmp_path / f"run{i}"), [], False) for i in range(4)]
+    for run in runs:
+        Path(run.folder).mkdir()
+        Path(run.folder, "checkpoint.pt").touch()
+    return runs, sweep._on_this_machine(runs, 2, 3, tqdm(disable=True))
+
+
+def test_so_many_runs_go_at_a_time(several):
+    runs, ended = several
+    begun = [Path(run.folder, "begun") for run in runs]
+    done = []
+    working = threading.Thread(target=lambda: done.extend(ended))
+    working.start()
+    assert wait_for(lambda: begun[0].exists() and begun[1].exists())
+    time.sleep(1.0)
+    assert not begun[2].exists() and not begun[3].exists()
+    Path(runs[1].folder, "go").touch()
+    assert wait_for(begun[2].exists)
+    for run in runs:
+        Path(run.folder, "go").touch()
+    working.join()
+    assert {run.name for run, _ in done} == {run.name for run in runs} and not any(failure for _, failure in done)
+    assert done[0][0] == runs[1]
+
+
+def test_an_interrupted_sweep_ends_all_its_runs(several):
+    runs, ended = several
+    Path(runs[0].folder, "go").touch()
+    assert next(ended) == (runs[0], None)
+    assert wait_for(Path(runs[1].folder, "begun").exists)
+    ended.close()
+    assert all(is_free(Path(run.folder)) for run in runs[:2]) and not Path(runs[3].folder, LOCK).exists()
+    assert not any(Path(run.folder, "run.json").exists() for run in runs[1:])
