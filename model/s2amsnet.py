@@ -35,6 +35,7 @@ class S2AMSnet(Method):
     """The paper's method.  Domains are named a, b, a_mix, b_mix; both steps visit them in this order."""
 
     compiled = True
+    defined_by_recipe = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)

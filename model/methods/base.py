@@ -43,6 +43,7 @@ class Method(nn.Module):
     single_pass  everything is learnt in one epoch, and fitted when `evaluating` begins
     recorded     the step is `recordable`: the option cuda_graph works
     compiled     the step calls its networks as they are, whole: the option compile works
+    defined_by_recipe  the recipe makes the method what it is: labels always name it
     """
 
     uses_target = False
@@ -50,6 +51,7 @@ class Method(nn.Module):
     single_pass = False
     recorded = True
     compiled = False
+    defined_by_recipe = False
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__()

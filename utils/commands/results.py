@@ -17,8 +17,9 @@ from utils.figures.of_runs import LAYOUTS, gallery
 from utils.run.flags import Parser
 from utils.run.folder import find_runs
 from utils.run.selection import LAST, ORACLE, RULES
-from utils.tables import collect as records, layouts, markup, study as study_maker
+from utils.tables import collect, layouts, markup, study as study_maker
 from utils.tables.compare import Comparison, compare_runs
+from utils.tables.runs import named
 from utils.text import insert_table, write_text
 
 
@@ -122,14 +123,13 @@ def tables_parser() -> Parser:
 def tables(words: list[str]) -> None:
     """Print tables of all finished runs below the given folders, and write them as Markdown, CSV and LaTeX."""
     choice = tables_parser().parse_args(words)
-    runs = records.collect(choice.runs)
+    runs = collect.collect(choice.runs)
     made, out = layouts.make(choice.layout, runs, choice.rule, choice.published), choice.out or Path(choice.runs[0])
     with writing("tables", out):
         text = _write_tables(out, choice.layout, made, "tables", words)
-        write_text(out / "runs.csv", runs.drop(columns=["folder", *records.LISTS]).to_csv(index=False))
+        write_text(out / "runs.csv", collect.as_csv(runs))
         if choice.layout == "ranks":
-            sheet.save(plot_ranks(layouts.mean_ranks(layouts.prepared(runs), choice.rule)[1], made[0].title),
-                         out / "ranks.png")
+            sheet.save(plot_ranks(layouts.mean_ranks(named(runs), choice.rule)[1], made[0].title), out / "ranks.png")
     if choice.insert:
         insert_table(choice.insert, f"{out.name}/{choice.layout}", text)
     print(text)

@@ -14,7 +14,7 @@ from datasets.patches import PatchSampler
 from model.methods import Method
 from model.states import buffers_kept
 from utils.figures import curves, scenes, sheet
-from utils.run.folder import RunFolder
+from utils.run.folder import RunFolder, run_label
 from utils.run.predict import BATCH, map_scene
 from utils.run.selection import LAST
 from utils.trained.load import Trained, load_run
@@ -28,7 +28,7 @@ SPECTRA_PATCHES = 2048    # source patches whose generated versions give the mea
 def draw_run(run: RunFolder, gpu: int | None = None, data_path: str | None = None, progress: bool = True) -> list[Path]:
     """Draw every figure of a run into its folder `figures`; returns the files."""
     trained = load_run(run, LAST.name, gpu, data_path)
-    data, title = trained.data, f"{run.read_run()['label']}, seed {trained.config.seed}"
+    data, title = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}"
     drawn = {"losses": curves.plot_losses(_epochs(run), f"Training: {title}"),
              "spectra": _spectra(trained, title), "patches": _patches(trained, title)}
     if data.target:

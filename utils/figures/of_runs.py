@@ -23,8 +23,8 @@ from utils.figures.comparison import plot_features, plot_map_gallery, plot_seeds
 from utils.run.folder import open_run
 from utils.run.predict import BATCH, map_scene
 from utils.run.selection import LAST
-from utils.tables.cells import marked_names
-from utils.tables.collect import by_pair, collect
+from utils.tables.collect import collect
+from utils.tables.runs import named
 from utils.trained.load import Trained, load_run
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def gallery(layout: str, folders: list[str | Path], gpu: int | None = None, data
     Raises UserError where the runs hold nothing for it.
     """
     runs = collect(folders)
-    return LAYOUTS[layout](marked_names(by_pair(runs[runs["rule"] == LAST.name])), gpu, data_path)
+    return LAYOUTS[layout](named(runs[runs["rule"] == LAST.name]), gpu, data_path)
 
 
 def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:
@@ -53,12 +53,13 @@ def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
     """Scores over the severity of the simulated gap."""
     simulated = runs[runs["scenes"].str.endswith(SIMULATED)]
     simulated = simulated.assign(severity=[simulation["severity"] for simulation in simulated["simulation"]],
-                                 layout=[simulation["seed"] for simulation in simulated["simulation"]])
+                                 drawing=[simulation["seed"] for simulation in simulated["simulation"]])
     figures = {}
-    for (scenes, layout), chosen in simulated.groupby(["scenes", "layout"]):
+    for (scenes, drawing), chosen in simulated.groupby(["scenes", "drawing"]):
         if chosen["severity"].nunique() > 1:
-            figures[f"severity_{_file(scenes)}_{layout}"] = plot_severity(
-                chosen, f"{scenes}, simulation seed {layout}, rule last; line: mean over n seeds, band: smallest to largest")
+            figures[f"severity_{_file(scenes)}_{drawing}"] = plot_severity(
+                chosen, f"{scenes}, simulation seed {drawing}, rule last; line: mean over n seeds, "
+                        "band: smallest to largest")
     if not figures:
         raise UserError("A figure over the severity needs runs on the simulated pair at two severities at least "
                         "(main.py transfer RUNS --severity 2).")

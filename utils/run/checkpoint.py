@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from model.errors import CheckpointError
-from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict, with_defaults
+from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict
 
 _DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
             pickle.UnpicklingError)          # what torch.load raises on a file that is cut or something else
@@ -48,9 +48,9 @@ def configuration(config: TrainConfig) -> dict[str, Any]:
 
 def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
     """Raise CheckpointError where a checkpoint was written under other settings; it names them."""
-    ours, saved = configuration(config), with_defaults(saved)
-    different = [f"{name} ({saved[name]} there, {value} here)" for name, value in sorted(ours.items())
-                 if saved[name] != value]
+    ours = configuration(config)
+    different = [f"{name} ({value} there, {ours.get(name)} here)" for name, value in sorted(saved.items())
+                 if ours.get(name) != value]
     if different:
         raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}.")
 

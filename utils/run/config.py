@@ -232,12 +232,16 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a run recorded them, completed with what is missing in those of an older program: the recipe's
-    switches, and the defaults of everything else."""
-    defaults = to_dict(TrainConfig())
-    found = defaults | recipe_switches(values.get("recipe", defaults["recipe"])) | values
-    return found | {"ablate": sorted(set(found["ablate"]))}
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_dict`.  A setting that is missing has its default, a switch the recipe's value.
+
+    Raises ConfigError if a name is no setting, or a value is impossible.
+    """
+    if unknown := sorted(values.keys() - {entry.name for entry in fields(TrainConfig)}):
+        raise ConfigError(f"{', '.join(unknown)}: there is no such setting.")
+    config = TrainConfig(**values | {"simulation": Simulation(**values.get("simulation", {}))})
+    resolve_switches(config)
+    return config
 
 
 def check(config: TrainConfig) -> TrainConfig:

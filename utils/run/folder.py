@@ -18,14 +18,15 @@ import torch
 from model.errors import CheckpointError, ConfigError
 from model.methods import method_class
 from model.settings import Settings, flipped_switches
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, to_dict, to_yaml, with_defaults
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict, to_yaml
 from utils.text import write_text
 
 if TYPE_CHECKING:
     from utils.run.build import Data
 
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
-LABEL_LENGTH = 100        # of a folder's name, which file systems limit to 255 bytes; the hash keeps it unique
+NAMED_LENGTH = 100        # of the settings in a folder's name; the limit is 255 bytes, and the hash keeps it unique
+PLAIN_RECIPE = "released"   # changes nothing in a method that no recipe defines
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = ROOT / "VERSION"
 
@@ -105,8 +106,9 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
-    """All run folders at or below some folders."""
-    return [RunFolder(path.parent) for folder in folders for path in sorted(Path(folder).rglob("config.yaml"))]
+    """All run folders at or below some folders, each once."""
+    found = [path.parent for folder in folders for path in sorted(Path(folder).rglob("config.yaml"))]
+    return [RunFolder(path) for path in dict.fromkeys(found)]
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -118,10 +120,23 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def run_label(settings: Settings) -> str:
-    """How a run is called in every record and table: method, recipe, flipped switches, ablations, the method's note."""
+    """How every record and table calls a run: method, recipe, flipped switches, ablations, the method's note.
+
+    The recipe is named where it means something (`method_label`).
+    """
+    return " ".join([method_label(settings.method, settings.recipe), *_changes(settings)])
+
+
+def method_label(method: str, recipe: str) -> str:
+    """The method and its recipe; of a method that no recipe defines, the plain recipe is left out."""
+    return method if recipe == PLAIN_RECIPE and not method_class(method).defined_by_recipe else f"{method} {recipe}"
+
+
+def _changes(settings: Settings) -> list[str]:
+    """Flipped switches, ablations, the method's note."""
     switches = [f"{name}={_short(value)}" for name, value in flipped_switches(settings).items()]
     note = method_class(settings.method).label_note(settings)
-    return " ".join([settings.method, settings.recipe, *switches, *settings.ablate, *([note] if note else [])])
+    return [*switches, *settings.ablate, *([note] if note else [])]
 
 
 def _short(value: Any) -> str:
@@ -129,16 +144,17 @@ def _short(value: Any) -> str:
 
 
 def run_name(config: TrainConfig) -> str:
-    """A run folder's name: pair, label, seed, and a hash of all settings that can change a result."""
-    label = run_label(config).replace(" ", "_").replace("=", "-").replace(",", ".")[:LABEL_LENGTH]
+    """A run folder's name: pair, method, recipe, what the label says beside them, seed, `config_hash`."""
+    words = "_".join([config.method, config.recipe, *_changes(config)])
+    words = words.replace(" ", "_").replace("=", "-").replace(",", ".")[:NAMED_LENGTH]
     source, target = (Path(name).stem if name else "none" for name in (config.source_name, config.target_name))
-    return f"{source}-{target}_{label}_seed{config.seed}_{config_hash(config)}"
+    return f"{source}-{target}_{words}_seed{config.seed}_{config_hash(config)}"
 
 
 def config_hash(config: TrainConfig) -> str:
     """Eight hex digits of the settings that differ from the recipe's and the defaults, without those that cannot change
     a result: so a setting that a later program adds leaves the names of runs without it as they were."""
-    usual = with_defaults({"recipe": config.recipe})
+    usual = to_dict(from_dict({"recipe": config.recipe}))
     kept = {name: value for name, value in to_dict(config).items()
             if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual[name])}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.run.config import TrainConfig, to_dict
+from utils.run.config import TrainConfig, from_dict, to_dict
 from utils.text import write_text
 
 FILE = "planned.json"       # sweep -> list of {seeds, settings (those of all these runs, but for the seed)}
@@ -25,12 +25,12 @@ def write_plan(folder: Path, sweep: str, runs: Iterable[TrainConfig]) -> None:
     write_text(folder / FILE, json.dumps(_read(folder / FILE) | {sweep: plan}) + "\n")
 
 
-def planned(folders: Iterable[str | Path]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Seed and settings of all runs in the plans at or below some folders."""
+def planned(folders: Iterable[str | Path]) -> Iterator[TrainConfig]:
+    """The settings of all runs in the plans at or below some folders."""
     for folder in folders:
         for path in sorted(Path(folder).rglob(FILE)):
             for part in (part for plan in _read(path).values() for part in plan):
-                yield from ((seed, part["settings"]) for seed in part["seeds"])
+                yield from (from_dict(part["settings"] | {"seed": seed}) for seed in part["seeds"])
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -20,7 +20,7 @@ from datasets.errors import SceneNotFoundError
 from datasets.readers import sha256
 from model.errors import ConfigError
 from utils.run.build import data_digests
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, to_dict, with_defaults
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, to_dict
 from utils.run.folder import ROOT, RunFolder, run_name
 from utils.run.planned import write_plan
 from utils.sweep import process
@@ -95,9 +95,9 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
         folder = RunFolder(run.folder)
         if not (run.done or folder.checkpoint.exists()):
             continue
-        now, then = to_dict(config), with_defaults(read_yaml(folder.config))
-        different = [f"{name} ({then[name]} there, {value} now)" for name, value in now.items()
-                     if name not in WITHOUT_EFFECT and then[name] != value]
+        now, then = to_dict(config), read_yaml(folder.config)
+        different = [f"{name} ({value} there, {now.get(name)} now)" for name, value in then.items()
+                     if name not in WITHOUT_EFFECT and now.get(name) != value]
         if different:
             raise ConfigError(f"{folder.path} was made with other settings: {', '.join(different)}. Choose another "
                               "--save_path for these.")

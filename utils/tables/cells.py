@@ -27,16 +27,11 @@ MARKS = (f"Bold: the best mean. Underlined: not significantly worse (one-sided W
 Values = Mapping[str, Mapping[int, float]]          # row or column -> seed -> score
 
 
-def marked_names(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a dagger behind the names of those that saw unlabelled target."""
-    return runs.assign(name=runs["name"] + np.where(runs["uses_target"], DAGGER, ""))
-
-
 def score_table(title: str, runs: pd.DataFrame, by: str, rules_in_title: bool = False) -> Table:
     """A row per value of the column `by`, and for every rule a column of source validation and one per score, with the
     rule before its name where the title does not say it.
 
-    A rule that not all runs of a row know, some being older than it, says how many do.
+    A rule that not all runs of a row were scored by (a refit has the last epoch alone) says how many were.
     """
     rows: dict[str, dict[str, Cell]] = {str(name): {"n": seeds_cell(group)}
                                         for name, group in runs.groupby(by, sort=False)}
@@ -113,7 +108,7 @@ def notes(runs: pd.DataFrame, common: list[list[int]]) -> list[str]:
 
 
 def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list[str]:
-    """A word, and a warning in the log, where so few seeds can show nothing.
+    """A note, and a warning in the log, where so few seeds can show nothing.
 
     common: per family of comparisons, the seeds of each one.  sides: of the tests.  what: is tested.
     """
@@ -133,11 +128,11 @@ def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list
 
 
 def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """The rows of one rule.  Raises UserError where there are none."""
+    """The rows of one rule.  Raises UserError if there are none."""
     found = runs[runs["rule"] == rule]
     if found.empty:
-        raise UserError(f"None of these runs has a score of the rule '{rule}'" +
-                        ("; train with --oracle for it." if rule == ORACLE.name else ", which is newer than they are."))
+        why = "train with --oracle for it" if rule == ORACLE.name else "a refit is scored at its last epoch alone"
+        raise UserError(f"None of these runs has a score of the rule '{rule}'; {why}.")
     return found
 
 

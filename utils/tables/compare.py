@@ -11,7 +11,7 @@ from datasets.scene import Scene
 from datasets.splits import labelled_pixels
 from model.errors import ConfigError
 from utils.run.build import read_scene, scene_sampler
-from utils.run.folder import open_run
+from utils.run.folder import open_run, run_label
 from utils.run.metrics import SCORES, confusion_matrix, scores
 from utils.run.predict import classify
 from utils.tables.cells import DAGGER, DAGGER_NOTE
@@ -65,9 +65,8 @@ def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
         raise ConfigError(f"{scene.name} has no labelled pixel to compare maps on.")
     maps = [classify(trained.method, scene_sampler(scene, trained.config, trained.device)).cpu().numpy()
             for trained, _ in opened]
-    about = [open_run(folder).read_run() for folder in (first, second)]
-    names = [f"{letter}: {run['label']}{DAGGER if run.get('uses_target') else ''}, seed {run['seed']}"
-             for letter, run in zip("AB", about)]
+    names = [f"{letter}: {run_label(trained.config)}{DAGGER if trained.method.uses_target else ''}, seed "
+             f"{trained.config.seed}" for letter, (trained, _) in zip("AB", opened)]
     return tables(names, np.asarray(truth), maps, np.asarray(centres), n_classes, scene.name, choice)
 
 

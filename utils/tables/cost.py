@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -13,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.errors import CheckpointError
 from model.methods import Method, Task
 from model.seeding import Streams
-from utils.run import checkpoint
 from utils.run.build import build_method
 from utils.run.config import TrainConfig, read_config
 from utils.run.folder import RunFolder
@@ -24,8 +21,6 @@ from utils.run.selection import LAST
 from utils.tables.cells import DAGGER_NOTE
 from utils.tables.markup import Cell, Table
 from utils.text import MISSING
-
-log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 COUNTED = (4, 8, 12)      # batch sizes whose steps are counted; a step's operations are a polynomial of degree 2 in it
@@ -68,7 +63,7 @@ def _row(runs: list[RunFolder]) -> dict[str, Cell]:
     row = {"n": Cell(str(len(runs)), numbers={"n": len(runs)})} | _counted(runs[0], about[0])
     for name, (values, form) in recorded.items():
         row[name] = Cell(form.format(np.mean(values)), numbers={"mean": np.mean(values), "n": len(values)}) if values \
-            else Cell(MISSING)                      # older than the record
+            else Cell(MISSING)                      # not every committed record has the speed of inference
     machines = dict.fromkeys(f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] > 1)}, backend "
                              f"{one['backend']}" for one in about)
     return row | {"trained on": Cell("; ".join(machines))}
@@ -76,12 +71,7 @@ def _row(runs: list[RunFolder]) -> dict[str, Cell]:
 
 def _counted(run: RunFolder, about: dict[str, Any]) -> dict[str, Cell]:
     config = read_config(run.config)
-    try:
-        bands = about.get("bands") or checkpoint.load(run.checkpoint)["bands"]          # older records lack them
-    except CheckpointError as error:
-        log.warning("Nothing is counted for %s, whose records do not tell the number of bands: %s", run.path, error)
-        return dict.fromkeys(("parameters", "of the classifier", "batch", "GFLOP/step", "MFLOP/patch"), Cell(MISSING))
-    found = count(config, Task(bands, len(about["classes"]), config.patch_size))
+    found = count(config, Task(about["bands"], len(about["classes"]), config.patch_size))
     return {"parameters": _number(found.parameters, "{:,.0f}"),
             "of the classifier": _number(found.classifier, "{:,.0f}"),
             "batch": _number(config.batch_size, "{:.0f}"), "GFLOP/step": _number(found.step / 1e9, "{:.3g}"),

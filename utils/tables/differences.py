@@ -12,11 +12,12 @@ import pandas as pd
 
 from model.errors import UserError
 from model.settings import recipe_switches
+from utils.run.folder import method_label
 from utils.run.metrics import SCORES
 from utils.run.selection import LAST
-from utils.tables.cells import DAGGER, UNITS, add_constant, by_seed, of_rule, power_note, rule_words, score_table
-from utils.tables.collect import named_settings
+from utils.tables.cells import UNITS, add_constant, by_seed, of_rule, power_note, rule_words, score_table
 from utils.tables.markup import Cell, Table
+from utils.tables.runs import named_settings
 from utils.tables.statistics import cohen_dz, differences, holm, rank_biserial, signed_rank
 from utils.text import MISSING
 
@@ -79,9 +80,9 @@ def _grouped(runs: pd.DataFrame, split: Split) -> pd.DataFrame:
                        setting=[json.dumps(rest, sort_keys=True) for _, rest in parts])
     unchanged = runs[runs["change"] == ""]
     labels = dict(zip(zip(unchanged["pair"], unchanged["setting"]), unchanged["method"]))
-    runs["method"] = [labels.get((pair, text), f"{one['method']} {one['recipe']}")
+    runs["method"] = [labels.get((pair, text), method_label(one["method"], one["recipe"]))
                       for pair, text, one in zip(runs["pair"], runs["setting"], settings)]
-    return runs.assign(title=named_settings(runs) + np.where(runs["uses_target"], DAGGER, ""))
+    return runs.assign(title=named_settings(runs))
 
 
 def _add_differences(table: Table, parts: dict[str, pd.DataFrame]) -> None:

@@ -1,4 +1,4 @@
-"""Layouts: the frame of `tables.by_pair` -> tables."""
+"""Layouts: finished runs (`collect`, `named`) -> tables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from model.errors import UserError
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
 from utils.run.selection import LAST, ORACLE
-from utils.tables.cells import (CONSTANT, DAGGER, DAGGER_NOTE, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell,
-                                marked_names, marks_of, notes, of_rule, rule_words, score_cell, score_table, seeds_cell,
+from utils.tables.cells import (CONSTANT, DAGGER_NOTE, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell,
+                                marks_of, notes, of_rule, rule_words, score_cell, score_table, seeds_cell,
                                 seeds_over_pairs)
-from utils.tables.collect import by_pair, named_settings
 from utils.tables.cost import cost
 from utils.tables.differences import ablation, switches
 from utils.tables.markup import Cell, Table
 from utils.tables.published import published_tables
+from utils.tables.runs import named, named_settings
 from utils.tables.statistics import ALPHA, FEWEST_SEEDS, Ranks, rank_methods
 from utils.text import MISSING
 
@@ -149,7 +149,7 @@ def alike(runs: pd.DataFrame, names: tuple[str, ...]) -> Iterator[tuple[str, pd.
             json.dumps({key: value for key, value in one.items() if key != name}, sort_keys=True) for one in settings])
         found = found[found.groupby(["pair", "method", "setting"])["value"].transform("nunique") > 1]
         if len(found):
-            yield name, found.assign(title=named_settings(found) + np.where(found["uses_target"], DAGGER, ""))
+            yield name, found.assign(title=named_settings(found))
 
 
 def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]:
@@ -225,12 +225,7 @@ LAYOUTS: dict[str, Callable[[pd.DataFrame, str], list[Table]]] = {
 
 
 def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool = False) -> list[Table]:
-    """The tables of one layout from the frame of `tables.collect`; `published`: the user says that scenes are real."""
-    runs = prepared(runs)
+    """The tables of one layout from the frame of `collect`; `published`: the user says that scenes are real."""
+    runs = named(runs)
     found = LAYOUTS[layout](runs, rule)
     return found + published_tables(runs, published) if layout == "pairs" else found
-
-
-def prepared(runs: pd.DataFrame) -> pd.DataFrame:
-    """The frame of `tables.collect` as the layouts take it."""
-    return marked_names(by_pair(runs))

@@ -24,7 +24,7 @@ HEADINGS = {"OA": "OA", "AA": "AA", "kappa": "κ"}
 
 
 def published_tables(runs: pd.DataFrame, by_word: bool, path: Path = FILE) -> list[Table]:
-    """Per pair of real scenes, our scores under `oracle` and the published ones, from the frame of `by_pair`.
+    """Per pair of real scenes, our scores under `oracle` and the published ones, from finished runs (`named`).
 
     A pair counts as real where its files have the digests that the file names, or by the user's word and the number of
     labelled target pixels, which crops and simulated scenes do not share.  Raises UserError where the word holds for no

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy.stats import spearmanr
 
 from model.errors import UserError
-from utils.run.config import with_defaults
-from utils.run.folder import RunFolder, find_runs
+from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES, constant_answer, scores
 from utils.tables.cells import DAGGER, DAGGER_NOTE
-from utils.tables.collect import NO_SETTING, named_settings, pair_names
+from utils.tables.runs import named, read_runs
 from utils.text import MISSING, insert_table, markdown, mean_std
 
 log = logging.getLogger(__name__)
@@ -42,65 +38,37 @@ class Criterion:
     uses: str
 
 
-LAST = Criterion("last", "step", NO_TARGET)
+LAST_EPOCH = Criterion("last", "step", NO_TARGET)
 CRITERIA = (Criterion("source-val", "source_val_oa", NO_TARGET),
             Criterion("shifted-source", "shifted_source_oa", NO_TARGET),
             Criterion("entropy", "entropy", UNLABELLED), Criterion("IM", "im", UNLABELLED),
             Criterion("SND", "snd", UNLABELLED))
+_OF_THE_RUN = ("pair", "seed", "folder", "finished", "uses_target", "name")
 _ALWAYS = ("seconds", *(criterion.column for criterion in CRITERIA),
            *(f"{section}_{score}" for section in ("target", "constant") for score in SCORES))
 
 
 def read(folders: Iterable[str | Path]) -> pd.DataFrame:
-    """One row per run and recorded epoch, from all run folders below `folders`, finished or not.
+    """One row per run and recorded epoch, from all run folders at or below `folders` (see `read_runs`).
 
-    Columns: pair; name (of the method, and the settings in which runs of one label differ); seed; folder; finished;
-    epoch (0 = before training); step; and what the records hold, NaN where they lack it: seconds (of the epoch),
-    SECTION_SCORE as fractions (source_val_oa, shifted_source_oa, target_kappa, ...; constant_* = the constant answer),
-    validators and diagnostics under their own names.  A folder that cannot be read, a run without a finished epoch and,
-    of two runs of the same setting and seed, the shorter one (or else the later) are left out with a word.  Raises
-    UserError where nothing is left.
+    Columns: pair, seed, folder, finished, uses_target, name; epoch (0 = before training); step; and what the records
+    hold, NaN where they lack it: seconds (of the epoch), SECTION_SCORE as fractions (source_val_oa, shifted_source_oa,
+    target_kappa, ...; constant_* = the constant answer), validators and diagnostics under their own names.  A run
+    without a finished epoch is left out with a warning.  Raises UserError if no run is left.
     """
-    found: dict[tuple, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    for run in find_runs(folders):
-        try:
-            place, epochs = _place(run), _epochs(run)
-        except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
-            continue
+    every = read_runs(folders, lambda run, _: _epochs(run))
+    for info, epochs in every:
         if not epochs:
-            log.warning("%s is left out: it has no finished epoch yet.", run.path)
-            continue
-        key = tuple(place[name] for name in ("pair", "data", "method", "setting", "seed"))
-        if key in found:
-            shorter = min((place, epochs), found[key], key=lambda entry: len(entry[1]))
-            log.warning("%s is left out: it repeats the setting and seed of another run.", shorter[0]["folder"])
-        if key not in found or len(epochs) > len(found[key][1]):
-            found[key] = (place, epochs)
+            log.warning("%s is left out: it has no finished epoch yet.", info.folder)
+    found = [(info, epochs) for info, epochs in every if epochs]
     if not found:
         raise UserError(f"No run with a finished epoch below {', '.join(map(str, folders))}. Give run folders, or the "
                         "folder of a sweep (configs/sweep).")
-    runs = pd.DataFrame([place for place, _ in found.values()])
-    runs["pair"] = pair_names(runs)
-    runs["name"] = named_settings(runs) + np.where(runs["uses_target"], DAGGER, "")
-    points = pd.DataFrame([{**run, **epoch} for run, (_, epochs) in
-                           zip(runs.drop(columns=["data", "simulation", "method", "setting"]).to_dict("records"),
-                               found.values()) for epoch in epochs])
+    of_folder = {info.folder: epochs for info, epochs in found}
+    runs = named(pd.DataFrame([info.columns for info, _ in found]))[list(_OF_THE_RUN)]
+    points = pd.DataFrame([run | epoch for run in runs.to_dict("records") for epoch in of_folder[run["folder"]]])
     points = points.reindex(columns=[*points, *(column for column in _ALWAYS if column not in points)])
     return points.sort_values(["pair", "name", "seed", "epoch"], kind="stable", ignore_index=True)
-
-
-def _place(run: RunFolder) -> dict[str, Any]:
-    """What a run is: pair, data (digest), simulation, method (label), setting (the rest, as JSON), seed, finished, and
-    whether it saw unlabelled target."""
-    about, config = run.read_run(), with_defaults(yaml.safe_load(run.config.read_text()))
-    setting = {name: value for name, value in config.items()
-               if name not in NO_SETTING | {"simulation"} and value is not None}
-    digest = hashlib.sha256(json.dumps(sorted(about["sha256"].values())).encode()).hexdigest()[:8]
-    return {"pair": f"{about['source']} → {about['target'] or MISSING}", "data": digest,
-            "simulation": config.get("simulation") or {}, "method": about["label"],
-            "setting": json.dumps(setting, sort_keys=True), "seed": about["seed"], "folder": str(run.path),
-            "finished": about["status"] == "done", "uses_target": about.get("uses_target", False)}
 
 
 def _epochs(run: RunFolder) -> list[dict[str, Any]]:
@@ -114,7 +82,7 @@ def _epochs(run: RunFolder) -> list[dict[str, Any]]:
     if not trained:
         return []
     constant = {}
-    if oracle and "confusion" in oracle[0]:
+    if oracle:
         answer = scores(constant_answer(np.sum(oracle[0]["confusion"], axis=1)))
         constant = {f"constant_{score}": getattr(answer, score) for score in SCORES}
     steps = trained[-1]["steps"]
@@ -174,11 +142,11 @@ def selection(points: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for pair, of_pair in points.groupby("pair", sort=False):
         last = last_epochs(of_pair)
-        for criterion in (LAST, *CRITERIA):
+        for criterion in (LAST_EPOCH, *CRITERIA):
             known = last[last[criterion.column].notna() & last["target_kappa"].notna()]
             if known.empty:
                 continue
-            over_runs = {f"rho_{score}": np.nan if criterion is LAST else
+            over_runs = {f"rho_{score}": np.nan if criterion is LAST_EPOCH else
                          rank_correlation(known[criterion.column], known[f"target_{score}"])
                          for score in ("kappa", "oa")}
             runs = [run for _, run in of_pair.groupby("folder")]

@@ -68,10 +68,10 @@ def test_a_run_of_htcnn_needs_its_weight_file_only_to_begin(pair, tmp_path):
 
 
 def test_the_label_of_htcnn_says_where_its_weights_are_from():
-    assert run_label(settings(method="htcnn")) == "htcnn released random-init"
+    assert run_label(settings(method="htcnn")) == "htcnn random-init"
     assert run_label(settings(method="htcnn", htcnn_weights="data/vgg16-397923af.pth", ablate=["no_noise"])
-                     ) == "htcnn released no_noise weights=vgg16-397923af"
-    assert run_label(settings(method="erm", htcnn_weights="vgg.pth")) == "erm released"
+                     ) == "htcnn no_noise weights=vgg16-397923af"
+    assert run_label(settings(method="erm", htcnn_weights="vgg.pth")) == "erm"
     assert run_label(settings(recipe="paper", temp=0.1, contrast_layers=[4, 8], ablate=["no_mixing", "no_noise"])
                      ) == "s2amsnet paper contrast_layers=4,8 no_mixing no_noise"
 

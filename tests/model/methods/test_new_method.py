@@ -44,4 +44,4 @@ def test_one_file_one_line_one_yaml(pair, tmp_path):
     for name in ("erm", "band_dropout"):
         run("--config", f"configs/method/{name}.yaml", *pair.words("--max_epoch", "1", "--save_path", runs))
     rows = [line.split("|")[1].strip() for line in run("tables", runs).splitlines() if line.startswith("|")]
-    assert "band_dropout released" in rows and "erm released" in rows
+    assert "band_dropout" in rows and "erm" in rows

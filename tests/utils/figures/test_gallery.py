@@ -92,9 +92,9 @@ def trained(tmp_path_factory):
 
 def test_pairs_and_methods_are_told_apart(trained):
     runs = of_runs.collect([trained])
-    found = of_runs.by_pair(runs[runs["rule"] == "last"])
+    found = of_runs.named(runs[runs["rule"] == "last"])
     assert set(found["pair"]) == {f"SimSource → SimTarget (severity {k}, seed 0)" for k in (1, 2)}
-    assert set(found["name"]) == {"erm released", "erm_gain released"} and len(found) == 6
+    assert set(found["name"]) == {"erm", "erm_gain"} and len(found) == 6
 
 
 @pytest.mark.parametrize("layout, files", [
@@ -110,10 +110,10 @@ def test_figures_from_the_command_line(trained, tmp_path, capsys, layout, files)
 def test_maps_show_one_seed_that_methods_share(trained, caplog):
     drawn = of_runs.gallery("maps", [trained], gpu=-1)
     for figure in drawn.values():
-        assert [name.split(":")[0] for name in shown(figure)[2:]] == ["erm released", "erm_gain released"]
+        assert [name.split(":")[0] for name in shown(figure)[2:]] == ["erm", "erm_gain"]
     run = json.loads(next(trained.glob("*erm_gain*/evaluation.json")).read_text())["rules"]["last"]["target"]
     captions = [name for figure in drawn.values() for name in shown(figure)]
-    assert f"erm_gain released: AA {100 * run['aa']:.1f}, κ {100 * run['kappa']:.1f}" in captions
+    assert f"erm_gain: AA {100 * run['aa']:.1f}, κ {100 * run['kappa']:.1f}" in captions
 
 
 def test_severity_needs_two_of_them(trained):

@@ -9,7 +9,7 @@ import yaml
 
 from model.errors import CheckpointError, ConfigError
 from model.settings import RECIPES, Switches, flipped_switches, recipe_switches
-from utils.run.config import GROUPS, Simulation, TrainConfig, changed, parse_train, read_config, to_yaml, with_defaults
+from utils.run.config import GROUPS, Simulation, TrainConfig, changed, parse_train, read_config, to_yaml
 from utils.run.folder import run_label, run_name
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,7 +65,6 @@ def test_the_order_of_ablations_makes_no_other_run():
     one, other = (parse_train(["--ablate", *names]) for names in (("no_noise", "no_mixing"),
                                                                   ("no_mixing", "no_noise", "no_mixing")))
     assert one == other and run_name(one) == run_name(other)
-    assert with_defaults({"ablate": ["no_noise", "no_mixing"]})["ablate"] == one.ablate      # of an older program
 
 
 def test_files_are_layered_and_the_command_line_wins(tmp_path):

@@ -28,7 +28,7 @@ def test_golden_tables(layout, seeds):
     """The exact text of Markdown, CSV and LaTeX."""
     if layout in ("overview", "ranks"):
         for name in ("erm", "svm", "daan"):
-            write_run(seeds / f"{name}_C", f"{name} released", 0, len(name) / 10 + (name == "erm") / 5, 0.5, target="C",
+            write_run(seeds / f"{name}_C", name, 0, len(name) / 10 + (name == "erm") / 5, 0.5, target="C",
                       uses_target=name == "daan")
     found = made(seeds, layout)
     forms = {"md": markup.as_markdown(found) + "\n", "csv": markup.as_csv(found), "tex": markup.as_latex(found) + "\n"}
@@ -56,28 +56,28 @@ def test_missing_cells_are_dashes_and_not_in_the_csv():
 
 def test_the_overview_sets_pairs_and_rules_beside_each_other(tmp_path):
     for seed in range(2):
-        write_run(tmp_path / f"a{seed}", "erm released", seed, 0.6 + 0.1 * seed, 0.5, oracle=0.9)
-        write_run(tmp_path / f"b{seed}", "erm released", seed, 0.8, 0.5, target="C",
+        write_run(tmp_path / f"a{seed}", "erm", seed, 0.6 + 0.1 * seed, 0.5, oracle=0.9)
+        write_run(tmp_path / f"b{seed}", "erm", seed, 0.8, 0.5, target="C",
                   status="failed" if seed else "done")
-        write_run(tmp_path / f"c{seed}", "dsu released", seed, 0.7, 0.5)
-        write_run(tmp_path / f"d{seed}", "mixup released", seed, 0.7, 0.5, oracle=None if seed else 0.9)
+        write_run(tmp_path / f"c{seed}", "dsu", seed, 0.7, 0.5)
+        write_run(tmp_path / f"d{seed}", "mixup", seed, 0.7, 0.5, oracle=None if seed else 0.9)
     kappa, aa, source, gained = (texts(table) for table in made(tmp_path, "overview"))
-    assert kappa["erm released"] == {"n": "1–2", "A → B": "45.0 ± 7.1", "A → C": "60.0 (n=1/2)",
+    assert kappa["erm"] == {"n": "1–2", "A → B": "45.0 ± 7.1", "A → C": "60.0 (n=1/2)",
                                      "mean over pairs": "52.5"}
-    assert kappa["dsu released"] == {"n": "2", "A → B": "50.0 ± 0.0", "A → C": "–", "mean over pairs": "–"}
+    assert kappa["dsu"] == {"n": "2", "A → B": "50.0 ± 0.0", "A → C": "–", "mean over pairs": "–"}
     assert kappa["constant answer"]["A → B"] == "30.0" and "constant answer" not in source
-    assert aa["dsu released"]["A → B"] == "60.0 ± 0.0" and source["dsu released"]["A → B"] == "99.0 ± 0.0"
-    assert gained == {"erm released": {"n": "2", "A → B": "25.0 ± 7.1"},      # those without an oracle are not there,
-                      "mixup released": {"n": "1", "A → B": "20.0"}}          # nor do they count as unfinished
+    assert aa["dsu"]["A → B"] == "60.0 ± 0.0" and source["dsu"]["A → B"] == "99.0 ± 0.0"
+    assert gained == {"erm": {"n": "2", "A → B": "25.0 ± 7.1"},      # those without an oracle are not there,
+                      "mixup": {"n": "1", "A → B": "20.0"}}          # nor do they count as unfinished
     val = made(tmp_path, "overview", "source-val")[0]
-    assert "rule source-val" in val.title and texts(val)["erm released"]["A → B"] == "30.0 ± 0.0"
+    assert "rule source-val" in val.title and texts(val)["erm"]["A → B"] == "30.0 ± 0.0"
 
 
 def test_the_overview_marks_scores_that_can_be_compared(seeds):
     kappa, aa, source, gained = made(seeds, "overview")
-    assert kappa.rows["erm released"]["A → B"].mark == BEST == aa.rows["erm released"]["A → B"].mark
+    assert kappa.rows["erm"]["A → B"].mark == BEST == aa.rows["erm"]["A → B"].mark
     assert not any(cell.mark for table in (source, gained) for row in table.rows.values() for cell in row.values())
-    assert kappa.rows["daan released †"]["A → B"].text == "21.0 ± 0.9 (n=6/7)" and "†" in kappa.notes[0]
+    assert kappa.rows["daan †"]["A → B"].text == "21.0 ± 0.9 (n=6/7)" and "†" in kappa.notes[0]
 
 
 # --- marks ------------------------------------------------------------------------------------------------------------
@@ -85,14 +85,15 @@ def test_the_overview_marks_scores_that_can_be_compared(seeds):
 def test_marks_of_the_best_and_of_what_is_no_worse(seeds):
     honest, oracle = made(seeds)
     marks = {name: row["last: OA"].mark for name, row in honest.rows.items()}
-    assert marks == {"daan released †": "", "erm released": BEST, "svm released": LEVEL, "constant answer": ""}
-    daan, svm = (honest.rows[name]["last: OA"].numbers for name in ("daan released †", "svm released"))
+    assert marks == {"daan †": "", "erm": BEST, "svm": LEVEL, "constant answer": ""}
+    daan, svm = (honest.rows[name]["last: OA"].numbers for name in ("daan †", "svm"))
     assert daan["p"] == pytest.approx(2 / 2 ** 6) and daan["r"] == 1 and 0 < svm["d_z"] < 2
     assert {name: row["source-val: OA"].mark for name, row in honest.rows.items()} == {
-        "daan released †": BEST, "erm released": "", "svm released": "", "constant answer": ""}
+        "daan †": BEST, "erm": "", "svm": "", "constant answer": ""}
     assert "rules last, source-val" in honest.title and "not an honest score" in oracle.title
-    assert not any(row["last: source-validation OA"].mark for name, row in honest.rows.items() if "released" in name)
-    assert honest.rows["daan released †"]["n"].text == "6/7"
+    assert not any(row["last: source-validation OA"].mark for name, row in honest.rows.items()
+                   if name != "constant answer")
+    assert honest.rows["daan †"]["n"].text == "6/7"
     assert not any(cell.mark for row in oracle.rows.values() for cell in row.values())      # nothing to compare with
 
 
@@ -100,9 +101,8 @@ def test_a_method_that_sees_the_target_is_marked_in_every_layout(tmp_path):
     for target, seed in (("B", 0), ("B", 1), ("C", 0)):
         for ablate in ([], ["no_mixing"]):
             for beta in (0.6, 1.0):
-                write_run(tmp_path / f"{target}{seed}{ablate}{beta}", "daan paper" + " no_mixing" * bool(ablate), seed,
-                          0.5 + 0.1 * seed, 0.5, target=target, uses_target=True, method="daan", recipe="paper",
-                          ablate=ablate, beta=beta)
+                write_run(tmp_path / f"{target}{seed}{ablate}{beta}", "daan paper", seed, 0.5 + 0.1 * seed, 0.5,
+                          target=target, uses_target=True, ablate=ablate, beta=beta)
     for layout in ("pairs", "overview", "per_class", "ablation", "sensitivity", "ranks"):
         for table in made(tmp_path, layout):
             assert "†" in table.title + "".join([*table.rows, *table.columns]), layout
@@ -111,27 +111,27 @@ def test_a_method_that_sees_the_target_is_marked_in_every_layout(tmp_path):
 
 def test_too_few_seeds_are_said_under_the_table_and_in_the_log(tmp_path, caplog):
     for seed in range(4):
-        for name, score in (("good", 0.9), ("bad", 0.1)):
+        for name, score in (("erm", 0.9), ("svm", 0.1)):
             write_run(tmp_path / f"{name}{seed}", name, seed, score + 0.01 * seed, 0.5)
     table, = made(tmp_path)
-    assert table.rows["bad"]["last: OA"].mark == LEVEL
+    assert table.rows["svm"]["last: OA"].mark == LEVEL
     assert "nothing can be significant here; with 4 common seeds and 1 comparison the smallest p that can be reached " \
            "is 0.062" in table.notes[-1]
     assert "fewer than 5 common seeds" in caplog.text
-    for name, score in (("good", 0.9), ("bad", 0.1)):
+    for name, score in (("erm", 0.9), ("svm", 0.1)):
         write_run(tmp_path / f"{name}4", name, 4, score, 0.5)
     caplog.clear()
     table, = made(tmp_path)
-    assert table.rows["bad"]["last: OA"].mark == "" and table.notes == [cells.MARKS] and not caplog.text
+    assert table.rows["svm"]["last: OA"].mark == "" and table.notes == [cells.MARKS] and not caplog.text
 
 
 def test_equal_means_are_all_best(tmp_path):
     for seed in range(3):
-        for name, score in (("a", 0.1 * (seed + 1)), ("b", 0.1 * (3 - seed)), ("c", 0.1)):
+        for name, score in (("dsu", 0.1 * (seed + 1)), ("erm", 0.1 * (3 - seed)), ("svm", 0.1)):
             write_run(tmp_path / f"{name}{seed}", name, seed, score, 0.5)
     table, = made(tmp_path)
-    assert [table.rows[name]["last: OA"].mark for name in "abc"] == [BEST, BEST, LEVEL]
-    assert {table.rows[name]["source-val: OA"].mark for name in "abc"} == {BEST}
+    assert [table.rows[name]["last: OA"].mark for name in ("dsu", "erm", "svm")] == [BEST, BEST, LEVEL]
+    assert {table.rows[name]["source-val: OA"].mark for name in ("dsu", "erm", "svm")} == {BEST}
 
 
 def test_notes_where_only_some_have_enough_seeds():
@@ -159,19 +159,18 @@ def test_per_class_scores(tmp_path):
         made(tmp_path, "per_class", "shifted-source")
 
 
-def s2amsnet(folder, seed, last, label, **setting):
-    write_run(folder / f"{label}_{setting}_{seed}", f"s2amsnet {label}", seed, last, 0.5,
-              **{"method": "s2amsnet", "recipe": "paper", "ablate": []} | setting)
+def s2amsnet(folder, seed, last, recipe="paper", **settings):
+    write_run(folder / f"{recipe}_{settings}_{seed}", f"s2amsnet {recipe}", seed, last, 0.5, **settings)
 
 
 def test_ablations_are_differences_to_the_same_method_over_common_seeds(tmp_path):
     for seed in range(6):
-        s2amsnet(tmp_path, seed, 0.80 + 0.01 * seed, "paper")
-        s2amsnet(tmp_path, seed, 0.85, "paper patch", patch_size=5)                       # another group, without parts
+        s2amsnet(tmp_path, seed, 0.80 + 0.01 * seed)
+        s2amsnet(tmp_path, seed, 0.85, patch_size=5)                                      # another group, without parts
         if seed:
-            s2amsnet(tmp_path, seed, 0.70 + 0.02 * seed, "paper no_mixing", ablate=["no_mixing"])
+            s2amsnet(tmp_path, seed, 0.70 + 0.02 * seed, ablate=["no_mixing"])
     table, = made(tmp_path, "ablation")
-    assert table.title.startswith("A → B: s2amsnet paper, rule last") and table.corner == "without"
+    assert table.title.startswith("A → B: s2amsnet paper patch_size=13, rule last") and table.corner == "without"
     assert list(table.rows) == ["– (the method)", "mixing", "constant answer"]
     row = table.rows["mixing"]
     assert row["Δ κ"].numbers["mean"] == pytest.approx(100 * (-0.1 + 0.03)) and row["n"].text == "5"
@@ -181,7 +180,7 @@ def test_ablations_are_differences_to_the_same_method_over_common_seeds(tmp_path
 
 
 def test_an_ablation_without_its_method_has_no_difference(tmp_path, caplog):
-    s2amsnet(tmp_path, 0, 0.7, "paper no_mixing", ablate=["no_mixing"])
+    s2amsnet(tmp_path, 0, 0.7, ablate=["no_mixing"])
     table, = made(tmp_path, "ablation")
     assert "Δ κ" not in table.columns and "no run of s2amsnet paper without a change" in caplog.text
     with pytest.raises(UserError, match="takes anything out"):
@@ -190,10 +189,10 @@ def test_an_ablation_without_its_method_has_no_difference(tmp_path, caplog):
 
 def test_switches_are_differences_to_the_recipe(tmp_path):
     for seed in range(3):
-        s2amsnet(tmp_path, seed, 0.5, "paper")
-        s2amsnet(tmp_path, seed, 0.6 + 0.01 * seed, "paper source_ce=on", source_ce="on")
-        s2amsnet(tmp_path, seed, 0.5, "paper kernel_activation=relu", kernel_activation="relu")
-        s2amsnet(tmp_path, seed, 0.9, "released", recipe="released")
+        s2amsnet(tmp_path, seed, 0.5)
+        s2amsnet(tmp_path, seed, 0.6 + 0.01 * seed, source_ce="on")
+        s2amsnet(tmp_path, seed, 0.5, kernel_activation="relu")
+        s2amsnet(tmp_path, seed, 0.9, "released")
     table, = made(tmp_path, "switches")
     assert list(table.rows) == ["– (the recipe)", "kernel_activation=relu", "source_ce=on", "constant answer"]
     assert table.rows["source_ce=on"]["Δ OA"].text == "+11.0 ± 1.0"
@@ -204,9 +203,9 @@ def test_switches_are_differences_to_the_recipe(tmp_path):
 def test_sensitivity_is_over_one_setting_alone(tmp_path):
     for seed in range(2):
         for size in (13, 5, 9):
-            s2amsnet(tmp_path, seed, 0.5 + size / 100, "paper", patch_size=size)
-        s2amsnet(tmp_path, seed, 0.9, "paper", patch_size=13, beta=1.0)
-        s2amsnet(tmp_path, seed, 0.1, "paper", patch_size=7, beta=2.0)                    # differs in two settings
+            s2amsnet(tmp_path, seed, 0.5 + size / 100, patch_size=size)
+        s2amsnet(tmp_path, seed, 0.9, patch_size=13, beta=1.0)
+        s2amsnet(tmp_path, seed, 0.1, patch_size=7, beta=2.0)                    # differs in two settings
     found = {table.corner: table for table in made(tmp_path, "sensitivity")}
     assert set(found) == {"patch_size", "beta"}
     assert [(row, table["OA"]) for row, table in texts(found["patch_size"]).items()] == [
@@ -241,9 +240,9 @@ def test_the_diagram_of_ranks_can_be_read():
 
 
 def test_the_command_writes_all_forms(seeds, capsys):
-    write_run(seeds / "svmC", "svm released", 0, 0.5, 0.5, target="C")
-    write_run(seeds / "ermC", "erm released", 0, 0.6, 0.5, target="C")
-    write_run(seeds / "daanC", "daan released", 0, 0.7, 0.5, target="C", uses_target=True)
+    write_run(seeds / "svmC", "svm", 0, 0.5, 0.5, target="C")
+    write_run(seeds / "ermC", "erm", 0, 0.6, 0.5, target="C")
+    write_run(seeds / "daanC", "daan", 0, 0.7, 0.5, target="C", uses_target=True)
     out = seeds / "out"
     for layout in ("pairs", "ranks"):
         assert main.main(["tables", str(seeds), "--layout", layout, "--out", str(out)]) == 0

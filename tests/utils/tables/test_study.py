@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from scipy.stats import spearmanr
 
 import main
 from figure_checks import legend_texts, legible
 from model.errors import UserError
+from table_runs import write_settings
 from utils.figures import study as study_figures
 from utils.tables import study
 
@@ -29,14 +29,11 @@ def write_lines(path, records):
 
 
 def write_run(folder, label="erm", seed=0, val=(0.5, 0.6), target=(0.4, 0.5), steps=100, status="done", pair="AB",
-              shifted=None, im=None, diagnostics=None, data="one", uses_target=False, **setting):
+              shifted=None, im=None, diagnostics=None, data="one", uses_target=False, **settings):
     """A run folder with a value per epoch in val, target, shifted and im; diagnostics: records."""
-    folder.mkdir(parents=True)
-    config = {"seed": seed, "data_path": str(folder), "oracle": True, "simulation": {"severity": 1.0, "seed": 0}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | setting))
-    (folder / "run.json").write_text(json.dumps({"label": label, "source": pair[0], "target": pair[1], "seed": seed,
-                                                 "status": status, "sha256": {"cube": data},
-                                                 "uses_target": uses_target}))
+    about = write_settings(folder, label, seed=seed, oracle=True, **settings)
+    (folder / "run.json").write_text(json.dumps(about | {"source": pair[0], "target": pair[1], "status": status,
+                                                         "sha256": {"cube": data}, "uses_target": uses_target}))
     shifts = [{}] * len(val) if shifted is None else \
         [{"shifted_source": score(value) | {"views": {}}} for value in shifted]
     write_lines(folder / "epochs.jsonl", [{"epoch": k, "losses": {"ce": 1.0}, "seconds": 2.5, "steps": steps,
@@ -170,11 +167,11 @@ def test_selection_table_marks_what_reads_the_target_and_leaves_out_what_is_too_
 
 
 def test_methods_that_saw_the_target_are_marked(tmp_path):
-    write_run(tmp_path / "b", "erm released")
+    write_run(tmp_path / "b", "erm")
     assert "†" not in study.make_tables(study.read([tmp_path]))["scores"][0]
-    write_run(tmp_path / "a", "dsan released", uses_target=True)
+    write_run(tmp_path / "a", "dsan", uses_target=True)
     text, _ = study.make_tables(study.read([tmp_path]))["scores"]
-    assert "| dsan released † |" in text and "| erm released    |" in text
+    assert "| dsan †          |" in text and "| erm             |" in text
     assert text.endswith("† sees unlabelled target patches while it trains.")
 
 
@@ -206,7 +203,7 @@ def test_runs_of_other_settings_or_other_data_stay_apart(tmp_path):
 
 
 def test_damaged_and_repeated_runs_are_left_out_with_a_word(tmp_path, caplog):
-    write_run(tmp_path / "a", target=(0.2, 0.2))
+    write_run(tmp_path / "a", target=(0.2, 0.2), status="running")
     write_run(tmp_path / "b", val=(0.1, 0.2, 0.3), target=(0.5, 0.5, 0.5), status="running")
     (write_run(tmp_path / "c", seed=1) / "run.json").write_text("{")
     write_run(tmp_path / "d", seed=2, val=(), target=(), status="running")

@@ -11,6 +11,7 @@ from datasets.writers import write_mat_v5
 from model.errors import CheckpointError, ConfigError
 from utils.run import checkpoint
 from utils.trained import rescore
+from utils.trained.load import load_run
 from utils.trained.rescore import refit, transfer
 
 
@@ -33,6 +34,8 @@ def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp
     assert same_state(saved["state"]["selected"]["last"], again["state"]["selected"]["last"])
     assert not same_state(saved["state"]["selected"]["last"], before["state"]["selected"]["last"])
     assert not made.oracle.exists() and not made.validators.exists() and refit(first) is None
+    with pytest.raises(CheckpointError, match="no weights of the rule 'shifted-source'; it has last"):
+        load_run(made, "shifted-source")
 
 
 def test_it_goes_with_transfer_in_either_order(pair, scenes, tmp_path):
@@ -56,7 +59,7 @@ def test_the_command_makes_one_of_every_run_once_and_tables_take_it(pair, tmp_pa
     assert main.main(words) == 0
     assert capsys.readouterr().out.count("already") == 2
     assert main.main(["tables", str(tmp_path / "runs"), str(tmp_path / "fitted")]) == 0
-    assert "erm released batchnorm_statistics=source" in capsys.readouterr().out
+    assert "erm batchnorm_statistics=source" in capsys.readouterr().out
     assert main.main(["figures", made[0]]) == 0 and main.main(["evaluate", "--run", made[1]]) == 0
 
 

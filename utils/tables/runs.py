@@ -1,0 +1,139 @@
+"""Run folders -> what each run is, every run once, and what runs are called beside each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from model.errors import ConfigError
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict
+from utils.run.folder import RunFolder, find_runs, run_label
+from utils.tables.cells import DAGGER
+from utils.text import MISSING
+
+log = logging.getLogger(__name__)
+
+DAMAGED = (OSError, json.JSONDecodeError, yaml.YAMLError, ConfigError, KeyError, TypeError, AttributeError)
+NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle", "simulation"}
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run is.
+
+    pair: SOURCE → TARGET.  data: digest of the scenes' files.  method: the run's label.  setting: all other settings
+    that can change a result, as JSON.  epochs: number of recorded evaluations.  uses_target: training saw unlabelled
+    target.
+    """
+
+    pair: str
+    data: str
+    method: str
+    setting: str
+    seed: int
+    finished: bool
+    epochs: int
+    uses_target: bool
+    folder: str
+    config: TrainConfig
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """Runs that share it are repetitions of one another."""
+        return self.pair, self.data, self.method, self.setting, self.seed
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The run as columns of a frame; simulation: the settings of the simulated pair."""
+        names = ("pair", "method", "setting", "data", "seed", "folder", "finished", "uses_target")
+        return {name: getattr(self, name) for name in names} | {"simulation": to_dict(self.config.simulation)}
+
+    def goes_before(self, other: RunInfo) -> bool:
+        """Whether this run stays of two repetitions: the finished one, else the one with an oracle, else the longer."""
+        one, two = ((run.finished, run.config.oracle, run.epochs) for run in (self, other))
+        return one > two
+
+
+def read_info(run: RunFolder) -> RunInfo:
+    """What run.json and config.yaml of a run folder say.  Raises one of DAMAGED if they don't say it."""
+    about, config = run.read_run(), from_dict(yaml.safe_load(run.config.read_text()))
+    settings = {name: value for name, value in to_dict(config).items() if name not in NO_SETTING and value is not None}
+    if weights := about.get("initial_weights"):              # a run made from another one's weights read none
+        settings["htcnn_weights"] = ", ".join(digest[:8] for digest in weights.values())
+    return RunInfo(pair=f"{about['source']} → {about['target'] or MISSING}", data=_digest(about["sha256"]),
+                   method=run_label(config), setting=json.dumps(settings, sort_keys=True), seed=config.seed,
+                   finished=about["status"] == "done", epochs=len(run.records(run.epochs)),
+                   uses_target=about["uses_target"], folder=str(run.path), config=config)
+
+
+def _digest(sha256: dict[str, str]) -> str:
+    """Eight hex digits of all scenes' files, under their roles and names."""
+    return hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read_runs(folders: Iterable[str | Path], content: Callable[[RunFolder, RunInfo], Content]
+              ) -> list[tuple[RunInfo, Content]]:
+    """Every run at or below some folders, once, with what `content` reads of it.
+
+    Left out with a warning are run folders that are damaged, and of two repetitions the one that the other
+    `goes_before`, or else the later one.
+    """
+    found: dict[tuple, tuple[RunInfo, Content]] = {}
+    for run in find_runs(folders):
+        try:
+            info = read_info(run)
+            new = info, content(run, info)
+        except DAMAGED as error:
+            log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
+            continue
+        if old := found.get(info.key):
+            new, old = (new, old) if info.goes_before(old[0]) else (old, new)
+            log.warning("%s is left out: it repeats the setting and seed of another run.", old[0].folder)
+        found[info.key] = new
+    return list(found.values())
+
+
+def named(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs (RunInfo.columns, and any others), pair by pair, under the names that tables have for them.
+
+    New columns: name (of the method, see `named_settings`), scenes (SOURCE → TARGET).  The column pair tells runs on
+    different data apart.
+    """
+    runs = runs.assign(name=named_settings(runs), scenes=runs["pair"], pair=pair_names(runs))
+    return runs.sort_values("pair", kind="stable", ignore_index=True)
+
+
+def named_settings(runs: pd.DataFrame) -> pd.Series:
+    """Each run's label, the settings in which runs of one label differ, and a dagger if it saw unlabelled target."""
+    names = runs["method"].copy()
+    for _, of_label in runs.groupby(["pair", "method"]):
+        settings = {text: json.loads(text) for text in of_label["setting"].unique()}
+        differing = sorted({name for one in settings.values() for other in settings.values()
+                            for name in one.keys() | other.keys() if one.get(name) != other.get(name)})
+        for index, text in of_label["setting"].items():
+            names[index] += "".join(f" {name}={settings[text].get(name)}" for name in differing)
+    return names + np.where(runs["uses_target"], DAGGER, "")
+
+
+def pair_names(runs: pd.DataFrame) -> pd.Series:
+    """The pairs' names; runs on different data are different pairs, told apart by the simulation, else by a digest."""
+    names = runs["pair"].copy()
+    for _, of_pair in runs.groupby("pair"):
+        if of_pair["data"].nunique() == 1:
+            continue
+        simulations = of_pair["simulation"].map(
+            lambda one: ", ".join(f"{key} {value:g}" for key, value in sorted(one.items(), reverse=True)))
+        told = simulations.nunique() == of_pair["data"].nunique()
+        names[of_pair.index] += " (" + (simulations if told else "data " + of_pair["data"]) + ")"
+    return names
