@@ -30,8 +30,8 @@ class Streams:
                 else getattr(self, purpose).get_state() for purpose in PURPOSES}
 
     def load_state_dict(self, state: dict[str, torch.Tensor | str]) -> None:
-        """Set every generator's state; one that a checkpoint of an older program lacks stays as it is."""
-        for purpose in state:
+        """Set every generator's state."""
+        for purpose in PURPOSES:
             generator = getattr(self, purpose)
             if purpose in _NUMPY:
                 generator.bit_generator.state = json.loads(state[purpose])

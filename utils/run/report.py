@@ -21,7 +21,7 @@ def run_table(run: RunFolder) -> str:
     rows = {rule: _row(entry) for rule, entry in content["rules"].items()}
     if "constant" in content:
         rows["constant answer"] = {SCORES[key]: f"{100 * content['constant'][key]:.1f}" for key in SCORES}
-    sees = ", unlabelled target seen" if about.get("uses_target") else ""
+    sees = ", unlabelled target seen" if about["uses_target"] else ""
     pair = f"{about['source']} → {about['target'] or MISSING}"
     title = f"{about['label']}: {pair}, seed {about['seed']}{sees} (percent; n=1)"
     text = f"\n{title}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"
@@ -34,9 +34,8 @@ def run_table(run: RunFolder) -> str:
 
 
 def _row(entry: dict[str, Any]) -> dict[str, str]:
-    row = {"epoch": str(entry["epoch"]), "source-validation OA": f"{100 * entry['source_val']['oa']:.1f}"}
-    if "shifted_source" in entry:
-        row["shifted-source OA"] = f"{100 * entry['shifted_source']['oa']:.1f}"
+    row = {"epoch": str(entry["epoch"]), "source-validation OA": f"{100 * entry['source_val']['oa']:.1f}",
+           "shifted-source OA": f"{100 * entry['shifted_source']['oa']:.1f}"}
     return row | {SCORES[key]: f"{100 * entry['target'][key]:.1f}" for key in SCORES if "target" in entry}
 
 

@@ -32,13 +32,12 @@ class Rule:
         return best is None or self.select([best, record]) == record["epoch"]
 
     def waited(self, records: Sequence[dict]) -> int:
-        """Epochs since the score last rose; an equal score is no rise here, or a saturated one would never end a run.
+        """Epochs since the score last rose; 0 without records.
 
-        Records without the score (of an older program) do not count.
+        An equal score is no rise here, or a saturated one would never end a run.
         """
-        scored = [record for record in records if self.score in record]
-        best = max(scored, key=lambda record: (record[self.score]["oa"], -record["epoch"]), default=None)
-        return scored[-1]["epoch"] - best["epoch"] if best else 0
+        best = max(records, key=lambda record: (record[self.score]["oa"], -record["epoch"]), default=None)
+        return records[-1]["epoch"] - best["epoch"] if best else 0
 
 
 LAST = Rule("last", None)
@@ -50,8 +49,8 @@ SOURCE_SCORES = tuple(rule.score for rule in RULES if rule.score)      # what st
 
 
 def source_scores(record: dict[str, Any]) -> dict[str, Any]:
-    """The scores of an epoch's record that need no target; older records lack some."""
-    return {key: record[key] for key in SOURCE_SCORES if key in record}
+    """The scores of an epoch's record that need no target."""
+    return {key: record[key] for key in SOURCE_SCORES}
 
 
 def select(record: dict[str, Any], weights: dict[str, Tensor], selected: dict[str, dict[str, Any]]

@@ -34,10 +34,8 @@ _OF_THE_TRAINING = ("seconds", "peak_memory_mib", "git", "versions", "command", 
 
 
 def derived_by(run: RunFolder) -> str | None:
-    """The command that made a run folder from another one (older folders, which don't say, are transfer's); None for a
-    run that was trained there."""
-    about = run.read_run()
-    return about.get("derived_by", TRANSFER) if "trained_in" in about else None
+    """The command that made a run folder from another one; None for a run that was trained there."""
+    return run.read_run().get("derived_by")
 
 
 def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = None) -> RunFolder | None:

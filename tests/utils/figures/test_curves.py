@@ -33,7 +33,7 @@ def test_loss_families_share_panels():
 
 def test_scores_under_perturbations_are_drawn_where_they_were_recorded():
     records = epochs(4, oracle=True)
-    for record in records[1:]:              # the first one is of an older program
+    for record in records[1:]:              # the first one lacks them: a gap
         record["shifted_source"] = {"oa": 0.6, "aa": 0.5, "kappa": 0.4, "views": {}}
     figure = curves.plot_losses(records, "title")
     scores = figure.axes[4]

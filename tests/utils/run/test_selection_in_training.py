@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 
 import main
 from conftest import same_state
@@ -128,41 +127,6 @@ def test_validators_look_at_pixels_spread_over_the_target_and_read_no_label(pair
 def device_and_split(config):
     device = main.choose_device(config.gpu)
     return device, Streams(config.seed, device).split
-
-
-def test_a_run_older_than_the_rule_is_still_read_and_resumed(pair, tmp_path):
-    run = pair.run("--method", "erm", "--oracle", save_path=tmp_path)
-    make_old(run)
-    with pytest.raises(CheckpointError, match="no weights of the rule 'shifted-source'.*it has last, source-val"):
-        load_run(run, SHIFTED_SOURCE.name)
-    assert main.main(["evaluate", "--run", str(run.path)]) == 0
-    assert main.main(["figures", str(run.path)]) == 0 and main.main(["tables", str(run.path)]) == 0
-    run = main.train(["--resume", str(run.path), "--max_epoch", "3", "--patience", "1"])
-    rules = json.loads(run.evaluation.read_text())["rules"]
-    assert set(rules) == {rule.name for rule in RULES} and rules["shifted-source"]["epoch"] == 3
-    assert epochs(run) == [1, 2, 3]
-
-
-def make_old(run):
-    """Take out of a run's files what a program without the rule did not write."""
-    saved, config = checkpoint.load(run.checkpoint), yaml.safe_load(run.config.read_text())
-    for name in ("gain_branch", "batchnorm_batches", "lr_schedule", "weight_averaging", "eval_interval"):
-        del saved["config"][name], config[name]
-    run.config.write_text(yaml.safe_dump(config))
-    del saved["state"]["selected"]["shifted-source"]
-    for entry in saved["state"]["selected"].values():
-        del entry["shifted_source"]
-    checkpoint.save(run.checkpoint, saved)
-    records = [{key: value for key, value in record.items() if key != "shifted_source"}
-               for record in run.records(run.epochs)]
-    run.epochs.write_text("".join(json.dumps(record) + "\n" for record in records))
-    content = json.loads(run.evaluation.read_text())
-    del content["rules"]["shifted-source"], content["oracle"]["shifted_source"]
-    for entry in content["rules"].values():
-        del entry["shifted_source"]
-    run.evaluation.write_text(json.dumps(content))
-    lines = run.config.read_text().splitlines(keepends=True)
-    run.config.write_text("".join(line for line in lines if not line.startswith(("patience", "validators"))))
 
 
 def test_settings_that_are_off_leave_a_runs_name_alone():
