@@ -181,18 +181,14 @@ class S2AMSnet(Method):
             self.max_loss(terms).backward()
             add_terms(found, terms)
 
-    def max_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The max step's terms before weights: consistency_max = C anew, mi = Σ MI(x, x̂); absent where ablated."""
-        return (self.adversarial_terms(domains) if self.adversarial else {}) | self.semantic_terms(x, domains)
-
     def adversarial_terms(self, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """consistency_max = C through the frozen F."""
+        """The max step's consistency_max = C through the frozen F, before its weight; absent where no pair is there."""
         with frozen(self.discriminator), statistics_frozen(self.discriminator) if self.joint else nullcontext():
             consistency = self.consistency(self.classify(domains))
         return {} if consistency is None else {"consistency_max": consistency}
 
     def semantic_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """mi = Σ MI(x, x̂), x encoded once."""
+        """The max step's mi = Σ MI(x, x̂), x encoded once, before its weight; absent where ablated."""
         if not self.mmirn:
             return {}
         normalise = self.settings.contrast_features == "normalised"
