@@ -19,6 +19,7 @@ from model.seeding import Streams
 from table_runs import made, texts, write_run
 from utils.run.build import build_method
 from utils.run.config import TrainConfig, check
+from utils.run.estimate import fresh_method, made_up
 from utils.run.folder import RunFolder
 from utils.tables import collect, compare, cost, layouts, published
 from utils.tables.compare import Comparison, compare_runs
@@ -65,7 +66,7 @@ def test_an_erm_step_is_three_predictions_without_the_gradient_of_the_patches():
 def test_an_extrapolated_step_is_the_step_itself():
     chosen = config(recipe="released", batch_size=20, backend="reference")
     with FlopCounterMode(display=False) as counter:
-        cost._fresh(chosen, TASK).update(*cost._batch(TASK, 20))
+        fresh_method(chosen, TASK, cost.CPU).update(*made_up(TASK, 20, cost.CPU))
     assert cost.count(chosen, TASK).step == counter.get_total_flops()
 
 
