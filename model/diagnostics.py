@@ -3,49 +3,35 @@ and how the classifier fares on each domain.  Nothing here changes a state."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.generator import NOISE_DIM, STAGES
 from model.graphs import uncompiled
 
-if TYPE_CHECKING:
-    from model.s2amsnet import S2AMSnet
 
+def gradient_norms(domains: dict[str, Tensor], by_term: dict[str, dict[str, Tensor]],
+                   parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+    """gradient_<term>: norm of the gradient that a loss term gives the parameters behind the domains [N, B, P, P].
 
-def of_generators(method: S2AMSnet, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-    """gradient_<term>: norm of the gradient that a term of the max step, before its weight, gives the generators.
-    rms_ratio_<g>, cosine_<g>: root mean square of x̂_g over that of x, and mean cosine between their patches."""
-    parameters, found = list(method.generators.parameters()), {}
-    for term, pulls in pulls_on_domains(method, x, domains).items() if parameters else ():
-        gradients = torch.autograd.grad([domains[name] for name in pulls], parameters, list(pulls.values()),
+    by_term: term -> domain -> the term's gradient on that domain, [N, B, P, P].
+    """
+    found = {}
+    for term, on_domains in by_term.items():
+        gradients = torch.autograd.grad([domains[name] for name in on_domains], parameters, list(on_domains.values()),
                                         retain_graph=True, allow_unused=True)
         found[f"gradient_{term}"] = torch.stack([g.norm() for g in gradients if g is not None]).norm()
-    for name in method.names:
-        found[f"rms_ratio_{name}"] = domains[name].square().mean().sqrt() / x.square().mean().sqrt()
-        found[f"cosine_{name}"] = functional.cosine_similarity(domains[name].flatten(1), x.flatten(1)).mean()
     return found
 
 
-def pulls_on_domains(method: S2AMSnet, x: Tensor, domains: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Gradients of the max step's terms, before their weights, on the domains that they reach: term -> domain -> it.
-
-    Term by term and group by group, as in the max step, so that no more memory is needed than there.
-    """
-    leaves, found = {name: domain.detach().requires_grad_() for name, domain in domains.items()}, {}
-
-    def collect(terms: dict[str, Tensor], images: dict[str, Tensor]) -> None:
-        for term, value in terms.items():
-            gradients = torch.autograd.grad(value, list(images.values()), allow_unused=True)
-            found.setdefault(term, {}).update({n: g for n, g in zip(images, gradients) if g is not None})
-
-    for group in method.coupled_passes(leaves) if method.adversarial else ():
-        collect(method.adversarial_terms(group), group)
-    collect(method.semantic_terms(x, leaves), leaves)
+def distances(x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
+    """rms_ratio_<domain>, cosine_<domain>: root mean square of a domain over that of x, and mean cosine between their
+    patches, [N, B, P, P] each."""
+    found = {}
+    for name, domain in domains.items():
+        found[f"rms_ratio_{name}"] = domain.square().mean().sqrt() / x.square().mean().sqrt()
+        found[f"cosine_{name}"] = functional.cosine_similarity(domain.flatten(1), x.flatten(1)).mean()
     return found
 
 
@@ -67,9 +53,3 @@ def running_variances(network: nn.Module) -> dict[str, Tensor]:
     """Layer -> a copy of its running variance [C], clamped at the smallest normal float."""
     return {name: module.running_var.clamp_min(torch.finfo(module.running_var.dtype).tiny)
             for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
-
-
-def fixed_noise(method: S2AMSnet, n: int) -> Tensor:
-    """The same z [generators·3, N, 2] at every call, scaled as the method's own."""
-    noise = torch.randn((len(method.names) * STAGES, n, NOISE_DIM), generator=torch.Generator().manual_seed(0))
-    return method.noise_scale * noise.to(method.device)

@@ -62,3 +62,10 @@ class Generator(nn.Module):
             h = functional.leaky_relu(self.norm(adain(stage(h), z)), LEAK)      # [N, c, P, P]
         keep, change = self.output_logits.softmax(0)
         return keep * x + change * self.decoder(h)
+
+
+class IdentityGenerator(nn.Module):
+    """In place of a generator that is ablated: x̂ = x."""
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return x

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model import diagnostics
-from model.generator import NOISE_DIM, STAGES, Generator
+from model.generator import NOISE_DIM, STAGES, Generator, IdentityGenerator
 from model.graphs import uncompiled
 from model.losses import (js_consistency, kl_consistency, mutual_information, mutual_information_sum,
                           released_consistency)
@@ -25,7 +25,7 @@ from model.mmirn import MMIRN
 from model.ops import resolve_backend
 from model.seeding import Streams
 from model.settings import Settings
-from model.spectra import PhysicalBranch, unit_spectra
+from model.spectra import PROJECTIONS, PhysicalBranch
 from model.states import buffers_kept, frozen, statistics_frozen, statistics_in_order
 
 CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_consistency}
@@ -44,14 +44,13 @@ class S2AMSnet(Method):
         self.mixing, self.adversarial = "no_mixing" not in cut, "no_adversarial" not in cut
         self.noise_scale = 0.0 if "no_noise" in cut else 1.0
         self.joint = settings.batchnorm_batches == "joint"
-        self.made_physical = unit_spectra if settings.generated_spectra == "unit" else as_they_are
+        self.project = PROJECTIONS[settings.generated_spectra]
         third = settings.gain_branch > 0 or settings.admixture_branch > 0
         self.physical = PhysicalBranch(settings.gain_branch, settings.admixture_branch) if third else None
         self.consistency_term = CONSISTENCY[settings.consistency]
         self.pairs = self._consistency_pairs()
         with seeded_initialisation(streams):
-            build = self._build_generator if "no_generators" not in cut else Untouched
-            self.generators = torch.nn.ModuleDict({name: build(name) for name in self.names})
+            self.generators = torch.nn.ModuleDict({name: self._build_generator(name) for name in self.names})
             if settings.generators == "shared" and "b" in self.names:
                 self.generators["b"] = self.generators["a"]
             self.mmirn = None if "no_mmirn" in cut else MMIRN(task.bands, settings.contrast_layers,
@@ -61,8 +60,10 @@ class S2AMSnet(Method):
         self.generator_optimiser = self.add_optimiser("generators", self.generators) if trained else None
         self.mmirn_optimiser = self.add_optimiser("mmirn", self.mmirn) if learns(self.mmirn) else None
 
-    def _build_generator(self, name: str) -> Generator:
+    def _build_generator(self, name: str) -> Generator | IdentityGenerator:
         s, cut = self.settings, self.settings.ablate
+        if "no_generators" in cut:
+            return IdentityGenerator()
         split = s.generators == "split"
         return Generator(self.task.bands, s.GIN_ch,
                          spectral="no_spectral" not in cut and not (split and name == "b"),
@@ -120,9 +121,9 @@ class S2AMSnet(Method):
         domains = {}
         for i, (name, z) in enumerate(zip(self.names, noise.split(STAGES))):
             seen = self.physical(x, *(drawn[i] for drawn in physics)) if physics else x
-            domains[name] = self.made_physical(self.generators[name](seen, z))
+            domains[name] = self.project(self.generators[name](seen, z))
         if self.mixing:
-            domains |= {f"{name}_mix": self.made_physical(mix(domains[name], x, lam))
+            domains |= {f"{name}_mix": self.project(mix(domains[name], x, lam))
                         for name, lam in zip(self.names, lambdas)}
         return domains
 
@@ -181,18 +182,14 @@ class S2AMSnet(Method):
             self.max_loss(terms).backward()
             add_terms(found, terms)
 
-    def max_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The max step's terms before weights: consistency_max = C anew, mi = Σ MI(x, x̂); absent where ablated."""
-        return (self.adversarial_terms(domains) if self.adversarial else {}) | self.semantic_terms(x, domains)
-
     def adversarial_terms(self, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """consistency_max = C through the frozen F."""
+        """The max step's consistency_max = C through the frozen F, before its weight; absent where no pair is there."""
         with frozen(self.discriminator), statistics_frozen(self.discriminator) if self.joint else nullcontext():
             consistency = self.consistency(self.classify(domains))
         return {} if consistency is None else {"consistency_max": consistency}
 
     def semantic_terms(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
-        """mi = Σ MI(x, x̂), x encoded once."""
+        """The max step's mi = Σ MI(x, x̂), x encoded once, before its weight; absent where ablated."""
         if not self.mmirn:
             return {}
         normalise = self.settings.contrast_features == "normalised"
@@ -218,7 +215,7 @@ class S2AMSnet(Method):
         return sum(terms) if terms else None
 
     def classify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch, which shares its statistics."""
+        """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch that shares statistics."""
         if not self.joint:
             return {name: self.discriminator(image) for name, image in images.items()}
         return dict(zip(images, self.discriminator(torch.cat(list(images.values()))).chunk(len(images))))
@@ -254,10 +251,34 @@ class S2AMSnet(Method):
         with buffers_kept(self), uncompiled():
             self.train()
             physics = self.draw_physics(x, torch.Generator(x.device).manual_seed(0))
-            domains = self.generate(x, diagnostics.fixed_noise(self, len(x)), [0.5] * len(self.names), *physics)
-            found = diagnostics.of_generators(self, x, domains)
+            domains = self.generate(x, self.fixed_noise(len(x)), [0.5] * len(self.names), *physics)
+            gradients = self.gradients_on(domains, x) if learns(self.generators) else {}
+            found = diagnostics.gradient_norms(domains, gradients, list(self.generators.parameters()))
+        found |= diagnostics.distances(x, {name: domains[name] for name in self.names})
         found |= diagnostics.of_classifier(self.discriminator, {n: image.detach() for n, image in domains.items()}, y)
         return super().diagnostics(x, y) | as_floats(found)
+
+    def fixed_noise(self, n: int) -> Tensor:
+        """The same z [generators·3, N, 2] at every call, scaled as the drawn ones."""
+        noise = torch.randn((len(self.names) * STAGES, n, NOISE_DIM), generator=torch.Generator().manual_seed(0))
+        return self.noise_scale * noise.to(self.device)
+
+    def gradients_on(self, domains: dict[str, Tensor], x: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Gradients of the max step's terms, before their weights, on the domains: term -> domain -> [N, B, P, P].
+
+        Term by term and group by group, as in the max step, so that no more memory is needed than there.
+        """
+        leaves, found = {name: domain.detach().requires_grad_() for name, domain in domains.items()}, {}
+
+        def collect(terms: dict[str, Tensor], images: dict[str, Tensor]) -> None:
+            for term, value in terms.items():
+                gradients = torch.autograd.grad(value, list(images.values()), allow_unused=True)
+                found.setdefault(term, {}).update({n: g for n, g in zip(images, gradients) if g is not None})
+
+        for group in self.coupled_passes(leaves) if self.adversarial else ():
+            collect(self.adversarial_terms(group), group)
+        collect(self.semantic_terms(x, leaves), leaves)
+        return found
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), uncompiled():
@@ -266,23 +287,9 @@ class S2AMSnet(Method):
                 for name, domain in domains.items()}
 
 
-class Untouched(torch.nn.Module):
-    """In place of a generator network: x̂ is what it is given."""
-
-    def __init__(self, name: str):
-        super().__init__()
-
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        return x
-
-
 def learns(network: torch.nn.Module | None) -> bool:
     """Whether a network has anything to train (MMIRN has not with layer 0 alone)."""
     return network is not None and any(True for _ in network.parameters())
-
-
-def as_they_are(images: Tensor) -> Tensor:
-    return images
 
 
 def add_terms(found: dict[str, Tensor], terms: dict[str, Tensor]) -> None:

@@ -47,6 +47,14 @@ def unit_spectra(x: Tensor) -> Tensor:
     return positive * square.clamp_min(torch.finfo(x.dtype).eps ** 2).rsqrt()
 
 
+def free_spectra(x: Tensor) -> Tensor:
+    """Spectra of any sign and any norm: x itself."""
+    return x
+
+
+PROJECTIONS = {"free": free_spectra, "unit": unit_spectra}      # what generated spectra are confined to
+
+
 class PhysicalBranch:
     """What light, calibration and mixed pixels do to a patch, at random: a generator's third branch, nothing learnt.
 

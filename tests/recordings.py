@@ -86,8 +86,10 @@ def _record(path, steps, sizes):
 
 
 def gradients(method, x, y, noise, lambdas):
+    """Of each term by itself, not through the training steps, which the replay goes through."""
     found, domains = {}, method.generate(x, noise, lambdas)
-    terms, loss_min = method.max_terms(x, domains), method.min_loss(method.min_terms(y, domains))
+    terms = method.adversarial_terms(domains) | method.semantic_terms(x, domains)
+    loss_min = method.min_loss(method.min_terms(y, domains))
     for name, loss, network in (("min_discriminator", loss_min, "discriminator"), ("mi_mmirn", terms["mi"], "mmirn"),
                                 ("consistency_generator", -terms["consistency_max"], "generator"),
                                 ("mi_generator", terms["mi"], "generator")):

@@ -14,6 +14,8 @@ import ctypes
 import os
 import platform
 import re
+import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ _DEFAULT_MMAP_MAX = 65536
 USERS_WORDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
 _TUNABLES = ("glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold", "glibc.malloc.mmap_max")
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_highest = 0                     # bytes of the resident set at its highest point before the last reset of its peak
 
 
 def keep_freed_memory(*, over_the_user: bool = False) -> bool:
@@ -94,6 +97,8 @@ def reset_peak(device: torch.device) -> int | None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_reserved(device)
+    global _highest
+    _highest = highest()
     try:
         _CLEAR_REFS.write_text("5")          # proc(5): sets the peak of the resident set to its present size
     except OSError:
@@ -107,6 +112,12 @@ def peak(device: torch.device) -> int:
         import torch
         return torch.cuda.max_memory_reserved(device)
     return _status("VmHWM")
+
+
+def highest() -> int:
+    """Bytes of the resident set at this process's highest point, whatever peaks `reset_peak` has started since."""
+    since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max(_highest, since if sys.platform == "darwin" else 1024 * since)
 
 
 def _status(entry: str) -> int:

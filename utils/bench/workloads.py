@@ -28,7 +28,6 @@ from model.settings import Settings, resolve_switches
 from utils import process
 from utils.bench.baselines import PatchDataset, through_unfold
 from utils.bench.measure import Stopwatch, Variant
-from utils.run.estimate import convolution
 from utils.run.predict import BATCH, map_scene
 
 log = logging.getLogger(__name__)
@@ -159,6 +158,16 @@ def floor(sizes: Sizes, device: torch.device) -> Variant:
         with watch.lap("convolution"):
             convolve()
     return Variant(run, operations)
+
+
+def convolution(n: int, d: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], object], int]:
+    """The discriminator's 3×3 convolution d → d of n patches, forward and both gradients, channels_last; and its
+    operations."""
+    x, w = (torch.ones(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
+            for shape in ((n, d, p, p), (d, d, 3, 3)))
+    gradient = x.detach().clone()
+    return (lambda: torch.autograd.grad(functional.conv2d(x, w, padding=1), (x, w), gradient),
+            3 * 2 * n * d * d * 9 * p * p)
 
 
 def step_flops(way: Way, sizes: Sizes, device: torch.device) -> int:

@@ -156,12 +156,12 @@ def replay(path: Path) -> Iterator[Line]:
         torch.set_num_threads(threads)
 
 
-def build(recording: Recording) -> S2AMSnet:
-    """S²AMSnet with the sizes and the initial weights of a recording."""
+def build(recording: Recording, *ablate: str) -> S2AMSnet:
+    """S²AMSnet with the sizes and the initial weights of a recording; `ablate` names parts to leave out."""
     c = recording.config
-    settings = Settings(recipe="released", lr=c["lr"], temp=c["temperature"], pro_dim=c["discriminator_channels"],
-                        GIN_ch=c["generator_channels"], mmirn_filters=c["mmirn_filters"],
-                        contrast_layers=list(c["layers"]), backend="reference")
+    settings = Settings(recipe="released", ablate=list(ablate), lr=c["lr"], temp=c["temperature"],
+                        pro_dim=c["discriminator_channels"], GIN_ch=c["generator_channels"],
+                        mmirn_filters=c["mmirn_filters"], contrast_layers=list(c["layers"]), backend="reference")
     resolve_switches(settings)
     method = S2AMSnet(Task(c["n_bands"], c["classes"], c["patch_size"]), settings, Streams(0, torch.device("cpu")))
     for network, module in networks(method).items():
@@ -171,7 +171,9 @@ def build(recording: Recording) -> S2AMSnet:
 
 
 def networks(method: S2AMSnet) -> dict[str, torch.nn.Module]:
-    return {"generator": method.generators, "discriminator": method.discriminator, "mmirn": method.mmirn}
+    """The networks by the recording's names, without MMIRN where it is ablated."""
+    found = {"generator": method.generators, "discriminator": method.discriminator}
+    return found | ({"mmirn": method.mmirn} if method.mmirn else {})
 
 
 def _relative_max(ours: Tensor, recorded: Tensor) -> float:
@@ -202,18 +204,22 @@ def _forward(recording: Recording) -> Iterator[Line]:
 
 
 def _gradients(recording: Recording) -> Iterator[Line]:
-    method = build(recording)
+    """Those that training's own min step and max step leave behind, from the initial weights.
+
+    The recipe weights each term by 1, so the max step with one term ablated leaves the gradient of the other.
+    """
     x, y, noise = recording.batch("loop/0")
-    domains = method.generate(x, noise, recording.get("loop/0/lambda", (2,)).tolist())
-    terms = method.max_terms(x, domains)
-    loss_min = method.min_loss(method.min_terms(y, domains))
-    for name, loss, network in (("min_discriminator", loss_min, "discriminator"),
-                                ("consistency_generator", -terms["consistency_max"], "generator"),
-                                ("mi_generator", terms["mi"], "generator"),
-                                ("mi_mmirn", terms["mi"], "mmirn")):
+    lambdas = recording.get("loop/0/lambda", (2,)).tolist()
+    whole, adversarial, semantic = build(recording), build(recording, "no_mmirn"), build(recording, "no_adversarial")
+    whole.step_min(x, y, whole.generate(x, noise, lambdas))
+    for method in (adversarial, semantic):
+        method.step_max(x, method.generate(x, noise, lambdas))
+    for name, method, network in (("min_discriminator", whole, "discriminator"),
+                                  ("consistency_generator", adversarial, "generator"),
+                                  ("mi_generator", semantic, "generator"),
+                                  ("mi_mmirn", semantic, "mmirn")):
         module = networks(method)[network]
-        gradients = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
-        ours = {n: g for (n, _), g in zip(module.named_parameters(), gradients) if g is not None}
+        ours = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}      # no optimiser changes them
         yield _gradient_line(recording, name, network, module, ours)
 
 

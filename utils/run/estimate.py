@@ -1,117 +1,158 @@
 """What a training run will cost on this machine, told before it starts: seconds and memory.
 
-    seconds of a step = (operations + WEIGHT · kept values) / throughput + OVERHEAD · passes
-
-Operations and kept values are closed forms (flops.py, activations.py).  The throughput, operations per
-second of the discriminator's 3×3 convolution at the run's own sizes, is measured in a fraction of a second.  What is
-bound by memory (norms, involution, activations) counts as so many operations per value that it keeps.
+A probe tells it: a method of the same settings makes steps with an eighth and a quarter of the batch, on made-up
+patches, and what they take is extrapolated in a straight line to the whole batch.  A prediction is probed likewise.
+The probe has random streams of its own and reads no weights.  It neither compiles nor records its steps, so a run with
+compile or cuda_graph is faster than told.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.nn import functional
+from torch import Tensor
 
 from datasets.perturb import VIEWS
-from model.methods import Task
-from model.ops import resolve_backend
-from model.settings import Settings
-from utils.bench.measure import Stopwatch
-from utils.run import activations, flops
-from utils.run.build import Data
+from model.methods import Method, Task, method_class
+from model.seeding import Streams
+from utils import process
+from utils.run.build import Data, build_method
 from utils.run.config import TrainConfig
 from utils.run.predict import BATCH
+from utils.run.scoring import CLEAN_PATCHES
 from utils.text import duration, size
 
 log = logging.getLogger(__name__)
 
-# Fitted to steps measured as main.py bench does, on one core with AVX-512, at patches of 5 to 13, widths of 16 to 128
-# and batches of 16 to 256: within 30 % of all of them.  No GPU was measured; its numbers stand in for one.
-WEIGHT = {"reference": 1000, "cpu": 700, "cupy": 700}     # operations that a kept value stands for, by backend
-OVERHEAD = 0.003                                          # seconds of Python and dispatch per network and pass
-FORWARD = 1 / 3                                           # of a pass with its backward, in a prediction
-OPERATIONS = {"s2amsnet": flops.s2amsnet_step, "erm": flops.erm_step, "erm_gain": flops.erm_step}
-KEPT = {"s2amsnet": activations.s2amsnet_step, "erm": activations.erm_step, "erm_gain": activations.erm_step}
-DIAGNOSED = {"s2amsnet"}  # whose diagnostics take about as long as a step, once per evaluation
-NARROWEST = 32            # below, a convolution's own overhead would stand for that of everything else
-TINY = 2e9                # operations of one measured convolution at most
-BUDGET, MOST = 0.05, 20   # seconds after which no further one starts, and their number at most
+PATCHES = 8000            # that a run trains on for every timing of the probe, which then takes at most 5 % of the run
+FEW, MORE = 8, 4          # of the batch, an eighth and a quarter are probed
+LEAST = 16                # patches: seconds are no straight line below, where other kernels serve
+MOMENT, MOST = 1.0, 5     # seconds after which nothing is timed again, and timings at most
 MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
+class Work:
+    """Seconds that something takes, and bytes that it takes meanwhile (None where the system does not tell)."""
+
+    seconds: float
+    memory: float | None
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step, seconds of an epoch with its evaluation, bytes beside what the process holds already."""
+    """Seconds of a step, seconds of an epoch with its evaluation, bytes beside what the process holds already (None
+    where the system does not tell)."""
 
     step: float
     epoch: float
-    memory: float
+    memory: float | None
 
 
 def announce(config: TrainConfig, data: Data, device: torch.device, epochs: int) -> None:
-    """Log what the coming epochs will cost, and warn where memory will not do.
+    """Log what the coming epochs will cost, and warn where memory is short.
 
-    A method without a closed form gets no word.
+    Nothing is said of a method that learns in one epoch, nor of a run of a few steps.
     """
-    if config.method not in OPERATIONS or epochs < 1:
+    timings = min(MOST, epochs * len(data.train) * data.train.repeat // PATCHES)
+    if method_class(config.method).single_pass or timings < 1:
         return
-    predicted = len(data.val) + len(VIEWS) * len(data.shifted) + (len(data.test) if config.oracle else 0) \
-        + (len(data.unlabelled) if data.unlabelled else 0)
-    steps, free = data.train.epoch_length(config.batch_size), free_memory(device)
-    found = estimate(config, data.task, config.batch_size, steps, predicted, device, config.eval_interval)
+    free = free_memory(device)
+    found = estimate(config, data, device, timings)
     log.info("Estimate: %s", describe(found, epochs, free))
-    if free is not None and found.memory > free:
-        log.warning("Memory will not do: the run needs about %s, and %s is free. A smaller --batch_size, --patch_size "
-                    "or --pro_dim takes less.", size(found.memory), size(free))
+    if found.memory is not None and free is not None and found.memory > free:
+        log.warning("Memory is short: the run needs about %s, and %s is free. A smaller --batch_size, --patch_size or "
+                    "--pro_dim takes less.", size(found.memory), size(free))
 
 
-def estimate(settings: Settings, task: Task, batch: int, steps: int, predicted: int, device: torch.device,
-             interval: int = 1) -> Estimate:
-    """Of a run with so many steps per epoch and so many patches to predict every `interval` epochs."""
-    backend = resolve_backend(settings.backend, device)
-    weight, kept = WEIGHT[backend], KEPT[settings.method](task, settings, batch, backend)
-    of_classifier, of_others = OPERATIONS[settings.method](task, settings, batch)
-    plain = throughput(batch, settings.pro_dim, task.patch_size, torch.float32, device)
-    judging = plain if settings.precision == "float32" else throughput(batch, settings.pro_dim, task.patch_size,
-                                                                       torch.bfloat16, device)
-    step = (of_classifier + weight * kept.classifier) / judging + (of_others + weight * kept.others) / plain
-    step += OVERHEAD * kept.passes
-    values = activations.discriminator(task, settings, backend)
-    patch = (flops.discriminator(task, settings).all + FORWARD * weight * values) / judging
-    epoch = steps * step + ((settings.method in DIAGNOSED) * step + predicted * patch) / interval
-    memory = max(kept.held, activations.prediction(task, settings, min(predicted, BATCH), backend))
-    return Estimate(step, epoch, memory)
+def estimate(config: TrainConfig, data: Data, device: torch.device, timings: int) -> Estimate:
+    """Extrapolated from a probe, each part of which is timed so often.  The diagnostics, once per evaluation, count as
+    a step."""
+    batch, predicted = min(config.batch_size, len(data.train) * data.train.repeat), predictions(config, data)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        method = fresh_method(config, data.task, device)
+        step = probe(lambda n: step_of(method, n), batch, device, timings)
+        prediction = probe(lambda n: prediction_of(method, n), min(BATCH, predicted), device, timings)
+    evaluation = step.seconds + predicted / min(BATCH, predicted) * prediction.seconds
+    return Estimate(step.seconds,
+                    data.train.epoch_length(config.batch_size) * step.seconds + evaluation / config.eval_interval,
+                    None if step.memory is None else max(step.memory, prediction.memory))
 
 
-def convolution(n: int, d: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], object], int]:
-    """The discriminator's 3×3 convolution d → d of n patches, forward and both gradients, channels_last; and its
-    operations.  Draws no random numbers."""
-    x, w = (torch.ones(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
-            for shape in ((n, d, p, p), (d, d, 3, 3)))
-    gradient = x.detach().clone()
-    return (lambda: torch.autograd.grad(functional.conv2d(x, w, padding=1), (x, w), gradient),
-            3 * 2 * n * d * d * 9 * p * p)
+def predictions(config: TrainConfig, data: Data) -> int:
+    """Patches that an evaluation predicts, at most: where they lie close together, less work does."""
+    target = (len(data.test) if config.oracle else 0) + (len(data.unlabelled) if data.unlabelled else 0)
+    clean = min(CLEAN_PATCHES, len(data.train)) if config.batchnorm_statistics == "source" else 0
+    return len(data.val) + len(VIEWS) * len(data.shifted) + target + clean
 
 
-def throughput(batch: int, width: int, patch_size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of the discriminator's convolution, at a batch that takes a moment: the best of a few."""
-    width = max(width, NARROWEST)
-    _, single = convolution(1, width, patch_size, dtype, device)
-    run, operations = convolution(max(1, min(batch, int(TINY // single))), width, patch_size, dtype, device)
+def fresh_method(config: TrainConfig, task: Task, device: torch.device) -> Method:
+    """A method as in mid-run that disturbs no other: streams of its own, made-up target patches."""
+    plain = replace(config, compile=False, cuda_graph=False)
+    method = build_method(plain, task, Streams(0, device), device)
+    method.draw_target = lambda n: made_up(task, n, device)[0]
+    method.schedule(1, 2, 1)
+    return method
+
+
+def made_up(task: Task, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Patches of unit spectra [N, B, P, P], the same at every call, and labels [N] in turn."""
+    x = torch.rand(n, task.bands, task.patch_size, task.patch_size, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(x, dim=1).to(device), torch.arange(n, device=device) % task.n_classes
+
+
+def step_of(method: Method, n: int) -> Callable[[], object]:
+    """A training step with n patches; it ends when the device has done it."""
+    x, y = made_up(method.task, n, method.device)
+    return lambda: method.update(x, y)
+
+
+def prediction_of(method: Method, n: int) -> Callable[[], object]:
+    """A prediction of n patches; it ends when the device has made it."""
+    x, _ = made_up(method.task, n, method.device)
+    return lambda: method.predict(x).cpu()
+
+
+def probe(work: Callable[[int], Callable[[], object]], n: int, device: torch.device, timings: int) -> Work:
+    """What work with n patches takes, from an eighth and a quarter of them, after a short one to warm up."""
+    few, more = min(n, max(LEAST, n // FEW)), min(n, max(2 * LEAST, n // MORE))
+    runs = [work(few), work(more)]
+    runs[0]()
+    memory = [memory_of(run, device) for run in runs]
+    return Work(straight(few, more, n, *seconds_of(runs, timings)),
+                None if None in memory else straight(few, more, n, *memory))
+
+
+def straight(few: int, more: int, n: int, small: float, large: float) -> float:
+    """The value at n of the straight line through (few, small) and (more, large); at least the larger one, which noise
+    in little work can turn round."""
+    return max(small, large, large + (large - small) * (n - more) / max(more - few, 1))
+
+
+def memory_of(run: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that a call takes at its highest point, None where the system does not tell."""
+    process.give_back()
+    held = process.reset_peak(device)
     run()
-    times: list[float] = []
-    while sum(times) < BUDGET and len(times) < MOST:
-        watch = Stopwatch(device)
-        with watch.lap("convolution"):
+    return None if held is None else process.peak(device) - held
+
+
+def seconds_of(runs: list[Callable[[], object]], timings: int) -> list[float]:
+    """Seconds of each call: the least of so many, made in turns, or of fewer where they take long."""
+    rows: list[list[float]] = []
+    while not rows or (sum(map(sum, rows)) < MOMENT and len(rows) < timings):
+        rows.append([])
+        for run in runs:
+            started = time.perf_counter()
             run()
-        times.append(watch.seconds()["convolution"])
-    return operations / min(times)
+            rows[-1].append(time.perf_counter() - started)
+    return [min(column) for column in zip(*rows)]
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -125,5 +166,6 @@ def free_memory(device: torch.device) -> int | None:
 def describe(found: Estimate, epochs: int, free: int | None) -> str:
     """about 2.4 s a step, 3 h 12 min for 400 epochs, 2.1 GB of memory (23.0 GB free)"""
     there = "" if free is None else f" ({size(free)} free)"
+    memory = "" if found.memory is None else f", {size(found.memory)} of memory{there}"
     return (f"about {duration(found.step)} a step, {duration(epochs * found.epoch)} for {epochs} "
-            f"epoch{'s' * (epochs > 1)}, {size(found.memory)} of memory{there}")
+            f"epoch{'s' * (epochs > 1)}{memory}")

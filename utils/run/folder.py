@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ import torch
 from model.errors import CheckpointError, ConfigError
 from model.methods import method_class
 from model.settings import Settings, flipped_switches
+from utils import process
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict, to_yaml
 from utils.text import write_text
 
@@ -204,5 +204,4 @@ def peak_memory_mib(device: torch.device) -> float:
     """Peak memory of this process so far in MiB: the GPU's allocations on CUDA, else the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+    return process.highest() / 2 ** 20

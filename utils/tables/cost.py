@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.methods import Method, Task
-from model.seeding import Streams
-from utils.run.build import build_method
+from model.methods import Task
 from utils.run.config import TrainConfig, read_config
+from utils.run.estimate import fresh_method, made_up
 from utils.run.folder import RunFolder
 from utils.run.selection import LAST
 from utils.tables.cells import DAGGER_NOTE
@@ -90,31 +88,18 @@ def seconds_per_epoch(run: RunFolder) -> float:
 
 def count(config: TrainConfig, task: Task) -> Cost:
     """Parameters and operations of a freshly built method with these settings."""
-    plain = replace(config, backend="reference", precision="float32", compile=False, cuda_graph=False)
+    plain = replace(config, backend="reference", precision="float32")
     found = []
     for n in COUNTED:
-        method = _fresh(plain, task)
-        method.schedule(1, 2, 1)          # in mid-run
+        method = fresh_method(plain, task, CPU)
         with FlopCounterMode(display=False) as counter:
-            method.update(*_batch(task, n))
+            method.update(*made_up(task, n, CPU))
         found.append(counter.get_total_flops())
     with FlopCounterMode(display=False) as counter:
-        method.predict(_batch(task, COUNTED[0])[0])
+        method.predict(made_up(task, COUNTED[0], CPU)[0])
     trainable = [sum(p.numel() for p in network.parameters() if p.requires_grad)
                  for network in (method, method.discriminator)]
     return Cost(*trainable, extrapolated(COUNTED, found, config.batch_size), counter.get_total_flops() // COUNTED[0])
-
-
-def _fresh(config: TrainConfig, task: Task) -> Method:
-    method = build_method(config, task, Streams(0, CPU), CPU)
-    method.draw_target = lambda n: _batch(task, n)[0]
-    return method
-
-
-def _batch(task: Task, n: int) -> tuple[Tensor, Tensor]:
-    """Made-up patches of unit spectra, the same at every call, and labels in turn."""
-    x = torch.rand(n, task.bands, task.patch_size, task.patch_size, generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.normalize(x, dim=1), torch.arange(n) % task.n_classes
 
 
 def extrapolated(at: tuple[int, ...], values: list[int], n: int) -> int:
