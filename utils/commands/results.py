@@ -103,7 +103,7 @@ def tables_parser() -> Parser:
     parser = Parser("tables", tables.__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
     parser.add_argument("--layout", choices=list(layouts.LAYOUTS), default="pairs",
-                        help="scores per pair and selection rule; pairs beside each other, one score a table; per "
+                        help="scores per pair and selection rule; of one rule; pairs beside each other, one score a table; per "
                              "class; differences to the method without an ablation or to the recipe; scores over one "
                              "setting; costs; ranks over pairs (with a figure); gradient norms at start and end of "
                              "training")

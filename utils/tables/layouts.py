@@ -48,6 +48,16 @@ def pairs(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
     return tables
 
 
+def summary(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
+    """Per pair one table of one rule: source validation and scores of every method, the constant answer below."""
+    tables = []
+    for pair, of_pair in of_rule(runs, rule).groupby("pair", sort=False):
+        table = score_table(f"{pair}, {rule_words(rule)} {UNITS}", of_pair, "name", rules_in_title=True)
+        add_constant(table, of_pair)
+        tables.append(table)
+    return tables
+
+
 def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
     """κ, AA and source-validation OA under one rule: a row per method, a column per pair.  Where runs have an oracle,
     also how much choosing the epoch on the target's labels adds to κ."""
@@ -220,8 +230,8 @@ def _two(values: pd.Series, name: str, form: str) -> str:
 
 
 LAYOUTS: dict[str, Callable[[pd.DataFrame, str], list[Table]]] = {
-    "pairs": pairs, "overview": overview, "per_class": per_class, "ablation": ablation, "switches": switches,
-    "sensitivity": sensitivity, "cost": cost, "ranks": ranks, "gradients": gradients}
+    "pairs": pairs, "summary": summary, "overview": overview, "per_class": per_class, "ablation": ablation,
+    "switches": switches, "sensitivity": sensitivity, "cost": cost, "ranks": ranks, "gradients": gradients}
 
 
 def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool = False) -> list[Table]:

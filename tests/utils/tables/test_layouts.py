@@ -23,7 +23,7 @@ def seeds(tmp_path):
 
 # --- the form ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("layout", ["pairs", "overview", "per_class", "ranks"])
+@pytest.mark.parametrize("layout", ["pairs", "summary", "overview", "per_class", "ranks"])
 def test_golden_tables(layout, seeds):
     """The exact text of Markdown, CSV and LaTeX."""
     if layout in ("overview", "ranks"):
