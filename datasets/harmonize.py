@@ -9,14 +9,14 @@ from datasets.scene import Scene
 
 
 def check_pair(source: Scene, target: Scene, patch_size: int) -> None:
-    """Raise PairError where the two scenes cannot share a network.  Reads no target label."""
+    """Raise PairError if the two scenes cannot share a network.  Reads no target label."""
     check_fit(target, source.bands, source.class_names, source.name)
     check_patch(source, patch_size)
     check_patch(target, patch_size)
 
 
 def check_fit(scene: Scene, bands: int, class_names: tuple[str, ...], trained_on: str) -> None:
-    """Raise PairError where a scene has other bands or classes than what a network is trained on."""
+    """Raise PairError if a scene has other bands or classes than what a network is trained on."""
     if bands != scene.bands:
         raise PairError(f"{trained_on}: {bands} bands; {scene.name}: {scene.bands} bands. Resample one of them to the "
                         "other's wavelengths and save it as a scene of its own.")
@@ -29,7 +29,7 @@ def check_fit(scene: Scene, bands: int, class_names: tuple[str, ...], trained_on
 
 
 def check_patch(scene: Scene, patch_size: int) -> None:
-    """Raise PairError where a patch does not fit into the scene."""
+    """Raise PairError if a patch does not fit into the scene."""
     if patch_size > min(scene.shape):
         raise PairError(f"Patches of {patch_size}×{patch_size} pixels are larger than {scene.name} "
                         f"({scene.shape[0]}×{scene.shape[1]}). Choose a smaller --patch_size.")

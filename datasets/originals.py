@@ -76,7 +76,7 @@ class ResumingDownloader:
     """A pooch downloader that keeps what arrived in a `.part` file and asks the server for the rest only.
 
     Where the server states an ETag or a date, the rest is taken only if the file there is still the same (If-Range);
-    a server that sends the whole file instead makes the download start anew.
+    a server that sends the whole file instead makes the download start again.
     """
 
     def __init__(self, part: Path, progress: bool):
@@ -121,7 +121,7 @@ class ResumingDownloader:
             rest = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
             if response.status_code in _PARTIAL and not rest:
                 self.part.unlink(missing_ok=True)
-                raise requests.ConnectionError("what arrived before does not fit the server's file, starting anew")
+                raise requests.ConnectionError("what arrived before does not fit the server's file, starting again")
             response.raise_for_status()
             if response.headers.get("Content-Type", "").startswith("text/html"):
                 raise requests.RequestException("the server sent a web page instead of the file", response=response)

@@ -106,7 +106,7 @@ def prepare(pair: str, out: Path, originals: Path | None = None, *, sources: dic
     recipe, out = PAIRS[pair], Path(out)
     try:
         if originals is None and not overwrite and _in_place(recipe, out):
-            log.info("%s: the files are in %s already; --overwrite makes them anew", pair, out)
+            log.info("%s: the files are in %s already; --overwrite makes them again", pair, out)
             return []
         if originals is None and not recipe.downloads:
             raise SceneNotFoundError(_bring_yourself(pair, recipe, out))
@@ -153,7 +153,7 @@ def _download(recipe: PairRecipe, out: Path, sources: dict[str, Original], progr
 
 def _find(pair: str, recipe: PairRecipe, folder: Path, out: Path) -> dict[str, Found]:
     if not folder.is_dir():
-        raise SceneNotFoundError(f"{folder} is not a folder; --from wants the one that holds the originals.")
+        raise SceneNotFoundError(f"{folder} is not a folder; --from wants the folder of the originals.")
     names = [file for scene in recipe.scenes.values() for file, _ in (scene.cube, scene.labels)]
     found = find_originals(names, folder, recipe.archive)
     if missing := [name for name in names if name not in found]:

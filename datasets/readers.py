@@ -67,7 +67,7 @@ class SceneFile:
 def read_mat(path: Path, key: str) -> np.ndarray:
     """One array of a MATLAB file, v5 or v7.3, with MATLAB's own axes (v7.3 stores them reversed).
 
-    Raises SceneNotFoundError where the file is missing, SceneFormatError where it is damaged or lacks the key.
+    Raises SceneNotFoundError if the file is missing, SceneFormatError where it is damaged or lacks the key.
     """
     path = Path(path)
     if not path.is_file():

@@ -58,7 +58,7 @@ class Scene:
         return np.bincount(self.labels.ravel(), minlength=self.n_classes + 1)[1:]
 
     def verify(self) -> None:
-        """Raise SceneFormatError where the parts do not fit each other."""
+        """Raise SceneFormatError if the parts do not fit each other."""
         if self.cube.ndim != 3:
             raise SceneFormatError(f"{self.name}: the cube has {self.cube.ndim} dimensions {self.cube.shape}, "
                                    "expected height x width x bands. Check the cube's key in the scene file.")

@@ -43,7 +43,7 @@ def write_mat_v73(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
 def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tuple[str, ...]) -> None:
     """Write a class map [H, W] (1..K, 0 = no data) of a scene as GeoTIFF with the scene's georeference and the class names as tags,
-    atomically.  Raises ConfigError where it cannot be written."""
+    atomically.  Raises ConfigError if it cannot be written."""
     place = scene.georeference
     extra = {} if place is None else {"crs": place.crs, "transform": Affine(*place.transform)}
     part = path.with_name(path.name + ".part")

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_options(settings: Settings, device: torch.device) -> None:
-    """Raise ConfigError where compile or cuda_graph cannot work on the device."""
+    """Raise ConfigError if compile or cuda_graph cannot work on the device."""
     if settings.compile and resolve_backend(settings.backend, device) == "cpu":
         raise ConfigError("compile cannot take in the C++ kernels of backend 'cpu': compiled code ends at each of "
                           "them. Leave --compile out (the kernels are faster), or choose --backend reference.")
@@ -137,7 +137,7 @@ class FastStep:
         self.forget()
 
     def forget(self) -> None:
-        """Record anew after further rehearsals: optimisers or gradients have got other memory."""
+        """Record again after further rehearsals: optimisers or gradients have got other memory."""
         self.rehearsals, self.recorded = 0, None
 
     def __call__(self, *given: Tensor) -> dict[str, Tensor]:

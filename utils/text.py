@@ -58,13 +58,13 @@ def markdown(table: pd.DataFrame, index: str) -> str:
 
 
 def insert_table(path: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError where they are missing."""
+    """Replace what stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError if they are missing."""
     before, _, after = _parts(path, name)
     write_text(path, f"{before}\n{text}\n{after}")
 
 
 def text_between(path: Path, name: str) -> str:
-    """What stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError where they are missing."""
+    """What stands between <!-- NAME --> and <!-- /NAME --> in a file.  Raises UserError if they are missing."""
     return _parts(path, name)[1].strip("\n")
 
 

@@ -174,7 +174,7 @@ def simulate_pair(severity: float = 1.0, seed: int = 0) -> tuple[Scene, Scene]:
 
     severity  0 = the target differs from the source only in layout and random draws, 1 = default, 2 = hard, up to 3
     seed      0 or positive; the same severity and seed give the same scenes, the source is the same at every severity
-    Raises ConfigError where one is out of range.
+    Raises ConfigError if one is out of range.
     """
     gap = gap_at(severity)
     if seed < 0:

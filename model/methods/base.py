@@ -210,7 +210,7 @@ def recordable(step: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str
 
 
 def prepare(method: Method, step: Callable[..., dict[str, Tensor]]) -> FastStep:
-    """The step with the options that the settings ask for.  Raises ConfigError where they cannot work."""
+    """The step with the options that the settings ask for.  Raises ConfigError if they cannot work."""
     check_options(method.settings, method.device)
     if method.settings.compile:
         compile_networks(network for child in method.children()

@@ -121,7 +121,7 @@ class ChannelAttention(nn.Module):
 def load_vgg(vgg: nn.Sequential, path: Path) -> None:
     """Load features.N.weight and features.N.bias of a state dict into the layers; what is deeper is left out.
 
-    Raises ConfigError where the file is missing, holds more than tensors, or is not that of a VGG-16.
+    Raises ConfigError if the file is missing, holds more than tensors, or is not that of a VGG-16.
     """
     advice = ("Give the file of torchvision's vgg16 weights (a state dict), or leave htcnn_weights out for a random "
               "initialisation.")

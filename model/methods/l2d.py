@@ -97,7 +97,7 @@ class StyleNetwork(nn.Module):
 
     x̂ = unit(0.4 x + 0.6 unit(sigmoid(Σ_i w_i tanh(b_i)))),   b₀ = conv1×1(x),   b_i = convᵀ_i(s_i⊙IN(conv_i(x)) + t_i)
 
-    Convolutions and w are drawn anew for each batch, or are the `fixed` ones of the start, which serve to learn s, t.
+    Convolutions and w are drawn for each batch, or are the `fixed` ones of the start, which serve to learn s, t.
     """
 
     def __init__(self, bands: int, patch_size: int):

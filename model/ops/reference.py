@@ -182,7 +182,7 @@ def gather_augmented(cube: Tensor, centres: Tensor, size: int, seed: Tensor, fir
 
 
 def check_augmented(cube: Tensor, centres: Tensor, seed: Tensor) -> None:
-    """Raises ValueError where the arguments of `gather_augmented` have other types, which kernels would misread."""
+    """Raises ValueError if the arguments of `gather_augmented` have other types, which kernels would misread."""
     types = (cube.dtype, centres.dtype, seed.dtype)
     if types != (torch.float32, torch.int64, torch.int64) or seed.shape != (1,):
         raise ValueError(f"gather_augmented: cube, centres and seed are {', '.join(map(str, types))}, the seed "

@@ -78,7 +78,7 @@ class Scanner:
         """Logits of a region (else of all) of a scene [B, H, W], block by block: (row, column, logits [r, w, K]).
 
         row and column are the scene's.  `rows` (as many as fit the block size) and `columns` bound a block's size, so
-        that memory does not grow with the scene.  Raises ValueError where the scene cannot be mirrored far enough.
+        that memory does not grow with the scene.  Raises ValueError if the scene cannot be mirrored far enough.
         """
         if min(cube.shape[1:]) < self.patch_size // 2 + 1:
             raise ValueError(f"scan: a scene of {cube.shape[1]} x {cube.shape[2]} pixels cannot be mirrored "

@@ -96,7 +96,7 @@ def run_bench(config: BenchConfig, words: list[str]) -> None:
 
 
 def open_folder(path: Path) -> Path:
-    """The folder, made where it is missing.  Raises ConfigError where it cannot be written: before the measurement."""
+    """The folder, made where it is missing.  Raises ConfigError if it cannot be written: before the measurement."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -66,7 +66,7 @@ COMMANDS = {command.name: command for command in (
 def find(words: list[str]) -> tuple[Command, list[str]]:
     """The command that a command line names, `train` where it names none, and the words behind it.
 
-    Raises ConfigError where the first word is neither a command nor a flag; it names the nearest command.
+    Raises ConfigError if the first word is neither a command nor a flag; it names the nearest command.
     """
     if not words or words[0].startswith("-"):
         return COMMANDS[TRAIN], words

@@ -24,7 +24,7 @@ def transfer_parser() -> Parser:
 
 
 def transfer(words: list[str]) -> None:
-    """Score finished runs on another target, each into a run folder of its own beside them, without training anew."""
+    """Score finished runs on another target, each into a run folder of its own beside them, without training again."""
     choice = transfer_parser().parse_args(words)
     _derive(rescore.TRANSFER, choice.runs, lambda run: rescore.transfer(run, choice.target_name, choice.severity, choice.data_path))
 
@@ -39,7 +39,7 @@ def refit_parser() -> Parser:
 
 def refit(words: list[str]) -> None:
     """Score the last epoch of finished runs with BatchNorm's statistics re-estimated on clean source patches
-    (batchnorm_statistics: source), each into a run folder of its own, without training anew."""
+    (batchnorm_statistics: source), each into a run folder of its own, without training again."""
     choice = refit_parser().parse_args(words)
     _derive(rescore.REFIT, choice.runs, lambda run: rescore.refit(run, choice.save_path, choice.data_path))
 

@@ -38,7 +38,7 @@ def gallery(layout: str, folders: list[str | Path], gpu: int | None = None, data
             ) -> dict[str, Figure]:
     """Name -> figure of one layout of LAYOUTS, from the runs' weights of the rule `last`.
 
-    Raises UserError where the runs hold nothing for it.
+    Raises UserError if the runs hold nothing for it.
     """
     runs = collect(folders)
     return LAYOUTS[layout](named(runs[runs["rule"] == LAST.name]), gpu, data_path)

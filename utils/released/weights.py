@@ -55,7 +55,7 @@ def export(path: Path, state: dict[str, Tensor]) -> None:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
     """A released best.pth -> (state dict under our names, the sizes that its tensors tell, its width d).
 
-    Tensors only are loaded, never code.  Raises CheckpointError where it is missing, damaged or something else.
+    Tensors only are loaded, never code.  Raises CheckpointError if it is missing, damaged or something else.
     """
     content = checkpoint.load(path)
     if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):

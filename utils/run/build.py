@@ -60,7 +60,7 @@ class Data:
 
 
 def choose_device(gpu: int) -> torch.device:
-    """CUDA device number `gpu`, or the CPU for -1 and, with a word about it, where there is no GPU."""
+    """CUDA device number `gpu`, or the CPU for -1 and where there is no GPU, which the log says."""
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -30,7 +30,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a file of `save` onto the CPU (weights only); the networks and optimisers that take it move what they need.
 
-    Raises CheckpointError where it is missing or damaged.
+    Raises CheckpointError if it is missing or damaged.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist.")
@@ -47,7 +47,7 @@ def configuration(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
-    """Raise CheckpointError where a checkpoint was written under other settings; it names them."""
+    """Raise CheckpointError if a checkpoint was written under other settings; it names them."""
     ours = configuration(config)
     different = [f"{name} ({value} there, {ours.get(name)} here)" for name, value in sorted(saved.items())
                  if ours.get(name) != value]
@@ -57,7 +57,7 @@ def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) 
 
 def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], class_names: Sequence[str],
                device: str) -> None:
-    """Raise CheckpointError where the scenes' files, the classes or the kind of device are no longer those that a
+    """Raise CheckpointError if the scenes' files, the classes or the kind of device are no longer those that a
     checkpoint was written with: split and random streams would not be the same."""
     changed = sorted(name for name in saved["data"].keys() | sha256.keys() if saved["data"].get(name) != sha256.get(name))
     if changed:

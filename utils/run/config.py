@@ -164,7 +164,7 @@ def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
     """The settings in files, layered in order, with changes over them; every switch resolved.
 
     changes: settings by name, a part of a nested one as a dictionary (simulation={"severity": 2.0}).
-    Raises ConfigError where a file does not exist, or a setting is unknown or impossible.
+    Raises ConfigError if a file does not exist, or a setting is unknown or impossible.
     """
     return check(_merged(_layered(paths), changes))
 
@@ -217,7 +217,7 @@ def _instantiated(parser: Parser, kind: type, parsed: Any) -> Any:
 
 
 def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
-    """The settings of a run folder with those given.  Raises CheckpointError where one may not change."""
+    """The settings of a run folder with those given.  Raises CheckpointError if one may not change."""
     saved = Path(folder) / "config.yaml"
     if not saved.is_file():
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")

@@ -45,7 +45,7 @@ class RunFolder:
     @classmethod
     def create(cls, config: TrainConfig, name: str) -> RunFolder:
         """Make a new run folder and write its config; a finished run of the same name is left alone, this one gets a
-        number behind its name.  Raises ConfigError where the folder cannot be used."""
+        number behind its name.  Raises ConfigError if the folder cannot be used."""
         if config.run_name is not None and Path(config.run_name).name != config.run_name:
             raise ConfigError(f"run_name '{config.run_name}' must be a plain name; the folder above it is --save_path.")
         folder, number = cls(Path(config.save_path) / (config.run_name or name)), 1
@@ -112,7 +112,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """An existing run folder; CheckpointError where it is none."""
+    """An existing run folder.  Raises CheckpointError if the folder is no run."""
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise CheckpointError(f"{path} is not a run folder (it has no config.yaml).")

@@ -36,7 +36,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, n_classes: int) 
 
 
 def scores(confusion: np.ndarray) -> Scores:
-    """Scores of a confusion matrix [K, K] (rows truth).  Raises ValueError where it is empty."""
+    """Scores of a confusion matrix [K, K] (rows truth).  Raises ValueError if it is empty."""
     confusion = np.asarray(confusion, dtype=np.float64)
     n = confusion.sum()
     if n == 0:

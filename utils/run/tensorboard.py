@@ -7,6 +7,8 @@ from typing import Any
 
 from model.errors import ConfigError
 
+INSTALL = "pip install tensorboard==2.21.0"
+
 
 class Curves:
     """Writes losses every `interval` steps and scores every epoch; does nothing where `folder` is None."""
@@ -17,7 +19,7 @@ class Curves:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise ConfigError("--tensorboard needs the package tensorboard (pip install tensorboard).") from error
+                raise ConfigError(f"--tensorboard needs the package tensorboard: {INSTALL}") from error
             self.writer = SummaryWriter(str(folder))
 
     def losses(self, losses: dict[str, float], step: int) -> None:

@@ -50,7 +50,7 @@ def save(training: Training) -> None:
 def restore(training: Training) -> None:
     """Bring method, streams and progress to the checkpoint's state; drop records of epochs after it.
 
-    Raises CheckpointError where the checkpoint is damaged, or belongs to other settings, data or another device.
+    Raises CheckpointError if the checkpoint is damaged, or belongs to other settings, data or another device.
     """
     run, data = training.run, training.data
     saved = checkpoint.load(run.checkpoint)

@@ -34,7 +34,7 @@ def train_on_ray(runs: list[Run], program: str, save_path: str, address: str, cp
     """Train the runs as tasks of a Ray cluster, started in order; yields each that has ended, with what went wrong.
 
     A run whose worker or machine is lost starts again elsewhere from its last checkpoint.  When the iterator is closed
-    early, all tasks are cancelled and their runs save.  Raises ConfigError where Ray is missing or does not answer,
+    early, all tasks are cancelled and their runs save.  Raises ConfigError if Ray is missing or does not answer,
     no machine is of that size, or one of them does not see the same files.
 
     program: path of main.py.  save_path: folder above all run folders.  address: HERE, or that of a running cluster.
@@ -89,7 +89,7 @@ def _cluster(address: str) -> Iterator[ModuleType]:
 
 
 def _check_address(address: str) -> None:
-    """Raise ConfigError where nobody answers at HOST:PORT; Ray itself would try for minutes."""
+    """Raise ConfigError if nobody answers at HOST:PORT; Ray itself would try for minutes."""
     if address in (HERE, "auto") or "://" in address:
         return
     host, _, port = address.rpartition(":")
@@ -112,7 +112,7 @@ def _mark(folder: Path) -> Iterator[str]:
 
 
 def _check_size(ray: ModuleType, cpus: int, gpus: Optional[float]) -> float:
-    """The GPUs of a run.  Raises ConfigError where no machine of the cluster could ever take one."""
+    """The GPUs of a run.  Raises ConfigError if no machine of the cluster could ever take one."""
     machines = [node["Resources"] for node in _alive(ray)]
     if gpus is None:
         gpus = 1 if any(machine.get("GPU") for machine in machines) else 0
@@ -124,7 +124,7 @@ def _check_size(ray: ModuleType, cpus: int, gpus: Optional[float]) -> float:
 
 
 def _check_machines(ray: ModuleType, place: dict[str, str]) -> None:
-    """Raise ConfigError where a machine of the cluster does not see the files that the runs share."""
+    """Raise ConfigError if a machine of the cluster does not see the files that the runs share."""
     strategy = partial(ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy, soft=False)
     probe = ray.remote(num_cpus=0)(process.missing_there)
     asked = [probe.options(scheduling_strategy=strategy(node["NodeID"])).remote(**place) for node in _alive(ray)]

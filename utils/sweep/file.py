@@ -96,7 +96,7 @@ def layered(layers: list[Entries]) -> Layers:
 
 
 def _read_layer(path: Path) -> Entries:
-    """The settings of a config file.  Raises ConfigError where there are none."""
+    """The settings of a config file.  Raises ConfigError if there are none."""
     if not path.is_file():
         raise ConfigError(f"The config file {path} does not exist.")
     content = read_yaml(path)

@@ -88,7 +88,7 @@ def sweep_runs(path: Path, choice: SweepConfig) -> list[tuple[Run, TrainConfig]]
 
 
 def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
-    """Raise ConfigError where a run of the sweep that is there already, finished or begun, was made with other settings or
+    """Raise ConfigError if a run of the sweep that is there already, finished or begun, was made with other settings or
     other files than it would have now: its name, a hash of what differs from recipe and defaults, shows neither."""
     files: dict[tuple, dict[str, str]] = {}
     for run, config in runs:
@@ -188,7 +188,7 @@ def _on_this_machine(runs: list[Run], jobs: int, threads: int, bar: tqdm) -> Ite
 
 
 def _check_folder(folder: Path) -> None:
-    """Make the folder of the runs.  Raises ConfigError where it cannot be written, or its files cannot be locked."""
+    """Make the folder of the runs.  Raises ConfigError if it cannot be written, or its files cannot be locked."""
     try:
         with process.locked(folder):
             pass

@@ -51,7 +51,7 @@ class Comparison:
 def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
     """Tables of both runs' scores with intervals, of their difference, and of McNemar's test.
 
-    Raises ConfigError where the two were not made for the same labelled target, or a number is impossible.
+    Raises ConfigError if the two were not made for the same labelled target, or a number is impossible.
     """
     for name in ("block", "resamples"):
         if getattr(choice, name) < 1:

@@ -163,7 +163,7 @@ def alike(runs: pd.DataFrame, names: tuple[str, ...]) -> Iterator[tuple[str, pd.
 
 
 def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]:
-    """Ranks of the methods by mean κ over the pairs that all of them were run on.  Raises UserError where fewer than
+    """Ranks of the methods by mean κ over the pairs that all of them were run on.  Raises UserError if fewer than
     three methods share at least two pairs."""
     chosen = of_rule(runs, rule)
     means = chosen.groupby(["name", "pair"], sort=False)["kappa"].mean().unstack("pair")

@@ -27,7 +27,7 @@ def published_tables(runs: pd.DataFrame, by_word: bool, path: Path = FILE) -> li
     """Per pair of real scenes, our scores under `oracle` and the published ones, from finished runs (`named`).
 
     A pair counts as real where its files have the digests that the file names, or by the user's word and the number of
-    labelled target pixels, which crops and simulated scenes do not share.  Raises UserError where the word holds for no
+    labelled target pixels, which crops and simulated scenes do not share.  Raises UserError if the word holds for no
     pair.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -47,10 +47,10 @@ class Trained:
 
 def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data_path: str | None = None,
              **changes: Any) -> Trained:
-    """A run's networks as of its last finished epoch, the discriminator being the one that `rule` selected.
+    """A run's networks as of its last finished epoch, with the discriminator that `rule` selected.
 
     gpu, data_path: where they differ from the run's.  changes: other settings to apply the weights under.
-    Needs no scene.  Raises CheckpointError where the run has no finished epoch or no such rule, or files of it do not fit.
+    Needs no scene.  Raises CheckpointError if the run has no finished epoch or no such rule, or files of it do not fit.
     """
     original, saved = read_config(run.config), checkpoint.load(run.checkpoint)
     checkpoint.check_configuration(run.checkpoint, saved["config"], original)
@@ -73,7 +73,7 @@ def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data
 
 
 def load_released(path: Path, kernel_activation: str, data_path: str | None, gpu: int | None = None) -> Trained:
-    """A discriminator of the released code (best.pth).  Raises CheckpointError where it is none."""
+    """A discriminator of the released code (best.pth).  Raises CheckpointError if the file is something else."""
     state, task, width = weights.read_weights(path)
     config = read_config(method="erm", pro_dim=width, patch_size=task.patch_size, data_path=data_path,
                          kernel_activation=kernel_activation)

@@ -43,7 +43,7 @@ def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = 
     with the rule `last` alone; None where it is there already.
 
     save_path: the folder it is made in; None = beside the run.  Its run.json names the run whose weights it has; its
-    one record per epoch is that of the last epoch, with the seconds of all.  Raises ConfigError where the run has these
+    one record per epoch is that of the last epoch, with the seconds of all.  Raises ConfigError if the run has these
     statistics already or has no BatchNorm, CheckpointError where its scenes' files have changed.
     """
     if read_config(run.config).batchnorm_statistics == SOURCE:
@@ -71,7 +71,7 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     the simulated gap) would have made; None where it is there already.
 
     Its run.json names the run whose weights it has.  Records of the old target (oracle, validators) are left out.
-    Raises ConfigError where the other target would have changed the training, or is no other one.
+    Raises ConfigError if the other target would have changed the training, or is no other one.
     """
     original = read_config(run.config)
     simulation = original.simulation if severity is None else replace(original.simulation, severity=severity)
@@ -88,7 +88,7 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
 
 
 def _check_training(run: RunFolder, trained: Trained) -> None:
-    """Raise ConfigError where the run's training is not what it would be with the other target."""
+    """Raise ConfigError if the run's training is not what it would be with the other target."""
     config, data, saved = trained.config, trained.data, trained.saved["data"]
     if method_class(config.method).uses_target:
         raise ConfigError(f"{run.path}: method '{config.method}' trained on the unlabelled target; for another target, "
@@ -123,7 +123,7 @@ class Derived:
     def begin(cls, run: RunFolder, data_path: str | None, **changes: Any) -> Derived | None:
         """Read what it takes; None where the folder, in save_path, is done already.  Writes nothing.
 
-        changes: settings that differ from the run's.  Raises ConfigError where the folder is an unfinished run of its
+        changes: settings that differ from the run's.  Raises ConfigError if the folder is an unfinished run of its
         own, CheckpointError where the run has no weights.
         """
         changes |= {"oracle": False, "validators": False}
