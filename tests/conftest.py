@@ -5,7 +5,12 @@ from __future__ import annotations
 import main  # first: it says how threads wait, before torch is there
 
 import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +105,51 @@ def write_scene(folder: Path, scene: Scene, name: str, write) -> Path:
     return path
 
 
-@pytest.fixture
-def pair(tmp_path, scenes) -> PairOnDisk:
-    """A v7.3 source and a v5 target in a folder of the test's own."""
-    folder = tmp_path / "data"
+@pytest.fixture(scope="session")
+def shared_pair(tmp_path_factory, scenes) -> PairOnDisk:
+    """A v7.3 source and a v5 target that no test changes."""
+    folder = tmp_path_factory.mktemp("shared") / "data"
     folder.mkdir()
     return PairOnDisk(folder, write_scene(folder, scenes[0], "field", write_mat_v73),
                       write_scene(folder, scenes[1], "coast", write_mat_v5))
+
+
+@pytest.fixture
+def pair(tmp_path, shared_pair) -> PairOnDisk:
+    """The same pair in a folder of the test's own."""
+    folder = shutil.copytree(shared_pair.folder, tmp_path / "data")
+    return PairOnDisk(folder, folder / shared_pair.source.name, folder / shared_pair.target.name)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Nothing that is printed or logged reaches the test that happens to be the first one."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        logging.disable()
+        yield
+        logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def train_once(shared_pair, tmp_path_factory) -> Callable[..., RunFolder]:
+    """train_once(*words): a run of these settings on the shared pair, trained when first asked for.
+
+    No test changes its folder.
+    """
+    @cache
+    def run(*words: str) -> RunFolder:
+        with unheard():
+            return shared_pair.run(*words, save_path=tmp_path_factory.mktemp("trained"))
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path, train_once) -> Callable[..., RunFolder]:
+    """trained(*words): a copy of that run in the test's own folder `runs`.  Its scenes are those of the shared pair."""
+    def copied(*words: str) -> RunFolder:
+        run = train_once(*words)
+        return RunFolder(shutil.copytree(run.path, tmp_path / "runs" / run.path.name))
+    return copied
 
 
 def settings(**entries) -> Settings:
