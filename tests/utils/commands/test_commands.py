@@ -20,7 +20,6 @@ from utils.run.config import parse_train
 from utils.run.folder import RunFolder
 from utils.sweep.sweep import SweepConfig, sweep_runs
 
-
 PAPER = ("--recipe", "paper", "--oracle")
 
 
@@ -154,13 +153,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
         assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_help_of_every_command(capsys):
-    for command in ("train", "evaluate", "predict", "export", "figures", "parity", "sweep", "tables", "prepare"):
-        with pytest.raises(SystemExit) as stop:
-            main.main([command, "--help"])
-        assert stop.value.code == 0 and "usage" in capsys.readouterr().out.lower()
-
-
 def write_sweep(path, pair, tmp_path, **entries):
     settings = dict(zip((w.removeprefix("--") for w in pair.words()[::2]), map(yaml.safe_load, pair.words()[1::2])))
     content = {"config": [], "settings": settings | {"max_epoch": 1}, "seeds": [0, 1],
@@ -169,6 +161,12 @@ def write_sweep(path, pair, tmp_path, **entries):
     path.write_text(yaml.safe_dump(content | entries))
 
 
+def a_run_of_the_sweep(pair, tmp_path):
+    """The folder of the sweep's run of ERM with seed 0, trained here: what the sweep itself would leave."""
+    return pair.run("--method", "erm", "--max_epoch", "1", "--seed", "0", save_path=tmp_path / "sweep").path
+
+
+@pytest.mark.slow
 def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path)
     assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
@@ -191,9 +189,7 @@ def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
 
 def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, caplog):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
-    words = ["sweep", str(tmp_path / "sweep.yaml")]
-    assert main.main(words) == 0
-    (run,) = filter(Path.is_dir, (tmp_path / "sweep").iterdir())
+    words, run = ["sweep", str(tmp_path / "sweep.yaml")], a_run_of_the_sweep(pair, tmp_path)
     before = (run / "evaluation.json").read_bytes()
     labels = pair.folder / "coast_gt.mat"
     kept = labels.read_bytes()
@@ -205,13 +201,13 @@ def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, capl
     assert main.main(words) == 0 and "cannot be held against their data" in caplog.text
     labels.write_bytes(kept)
     assert main.main(words) == 0 and (run / "evaluation.json").read_bytes() == before
+    assert [path for path in run.parent.iterdir() if path.is_dir()] == [run]
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_no_run_of_other_settings_as_its_own(pair, tmp_path, capsys):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
-    words = ["sweep", str(tmp_path / "sweep.yaml")]
-    assert main.main(words) == 0
-    (run,) = filter(Path.is_dir, (tmp_path / "sweep").iterdir())
+    words, run = ["sweep", str(tmp_path / "sweep.yaml")], a_run_of_the_sweep(pair, tmp_path)
     settings = run / "config.yaml"
     now = settings.read_text()
     settings.write_text(now.replace("lr: 0.001", "lr: 0.5"))         # as if the default had been another one then
@@ -220,9 +216,10 @@ def test_a_sweep_takes_no_run_of_other_settings_as_its_own(pair, tmp_path, capsy
         assert main.main(words) == 2
         assert f"{run} was made with other settings: lr (0.5 there, 0.001 now)" in capsys.readouterr().err
     (run / "checkpoint.pt").unlink()                                 # never begun: nothing to lose
-    assert main.main(words) == 0 and settings.read_text() == now
+    assert main.main(words) == 0 and settings.read_text() == now and RunFolder(run).read_run()["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
                 variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
