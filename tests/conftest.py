@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import main  # first: it says how threads wait, before torch is there
 
+import functools
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import yaml
 
 import host_build
 from datasets.scene import Scene
-from datasets.simulator.simulate import simulate_pair
+from datasets.simulator import cache, simulate
 from datasets.writers import write_mat_v5, write_mat_v73
 from model.methods import Task, method_class
 from model.ops import cuda
@@ -68,8 +68,19 @@ def thin(scene: Scene, keep: int, seed: int) -> Scene:
 @pytest.fixture(scope="session")
 def scenes() -> tuple[Scene, Scene]:
     """The simulated pair, cropped and thinned."""
-    pair = simulate_pair(severity=1.0, seed=0)
+    pair = simulate.simulate_pair(severity=1.0, seed=0)
     return tuple(thin(crop(scene, WINDOW), KEPT_PER_CLASS, seed) for seed, scene in enumerate(pair))
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory) -> str:
+    """A data_path with the simulated pair at the severities 1 and 2, a sixth of its size."""
+    folder = str(tmp_path_factory.mktemp("simulated"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "SHAPE", (60, 100))
+        for severity in (1.0, 2.0):
+            cache.simulated_or_given("SimTarget", folder, severity, 0)
+    return folder
 
 
 @dataclass
@@ -108,10 +119,16 @@ def write_scene(folder: Path, scene: Scene, name: str, write) -> Path:
 @pytest.fixture(scope="session")
 def shared_pair(tmp_path_factory, scenes) -> PairOnDisk:
     """A v7.3 source and a v5 target that no test changes."""
-    folder = tmp_path_factory.mktemp("shared") / "data"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("shared")
     return PairOnDisk(folder, write_scene(folder, scenes[0], "field", write_mat_v73),
                       write_scene(folder, scenes[1], "coast", write_mat_v5))
+
+
+@pytest.fixture(scope="session")
+def other_target(tmp_path_factory, scenes) -> str:
+    """A third scene, which no test changes: the target upside down."""
+    turned = replace(scenes[1], cube=scenes[1].cube[::-1].copy(), labels=scenes[1].labels[::-1].copy())
+    return str(write_scene(tmp_path_factory.mktemp("other"), turned, "hills", write_mat_v5))
 
 
 @pytest.fixture
@@ -136,7 +153,7 @@ def train_once(shared_pair, tmp_path_factory) -> Callable[..., RunFolder]:
 
     No test changes its folder.
     """
-    @cache
+    @functools.cache
     def run(*words: str) -> RunFolder:
         with unheard():
             return shared_pair.run(*words, save_path=tmp_path_factory.mktemp("trained"))
