@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import main  # first: it says how threads wait, before torch is there
 
+import functools
 import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +20,7 @@ import yaml
 
 import host_build
 from datasets.scene import Scene
-from datasets.simulator.simulate import simulate_pair
+from datasets.simulator import cache, simulate
 from datasets.writers import write_mat_v5, write_mat_v73
 from model.methods import Task, method_class
 from model.ops import cuda
@@ -23,6 +28,7 @@ from model.seeding import Streams
 from model.settings import Settings, resolve_switches
 from utils.run.folder import RunFolder
 
+WINDOW = (50, 60)         # pixels of the cropped scenes: small enough to write, hash and map in every test
 KEPT_PER_CLASS = 24       # labelled pixels per class in the thinned scenes: an epoch of a few steps
 SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filters", "2", "--batch_size", "48",
          "--max_epoch", "2", "--gpu", "-1"]
@@ -40,6 +46,15 @@ def same_numbers():
     torch.manual_seed(0)
 
 
+def crop(scene: Scene, shape: tuple[int, int]) -> Scene:
+    """The window of this shape in which the rarest class has the most labelled pixels."""
+    labels = np.lib.stride_tricks.sliding_window_view(scene.labels, shape)          # [rows, columns, H, W]
+    fewest = np.min([(labels == k).sum(axis=(2, 3)) for k in range(1, scene.n_classes + 1)], axis=0)
+    row, column = np.unravel_index(fewest.argmax(), fewest.shape)
+    window = np.s_[row:row + shape[0], column:column + shape[1]]
+    return replace(scene, cube=scene.cube[window].copy(), labels=scene.labels[window].copy())
+
+
 def thin(scene: Scene, keep: int, seed: int) -> Scene:
     """The scene with `keep` labelled pixels per class."""
     rng, labels = np.random.default_rng(seed), np.zeros_like(scene.labels)
@@ -52,9 +67,20 @@ def thin(scene: Scene, keep: int, seed: int) -> Scene:
 
 @pytest.fixture(scope="session")
 def scenes() -> tuple[Scene, Scene]:
-    """The simulated pair, thinned and cropped."""
-    pair = simulate_pair(severity=1.0, seed=0)
-    return tuple(thin(scene, KEPT_PER_CLASS, seed) for seed, scene in enumerate(pair))
+    """The simulated pair, cropped and thinned."""
+    pair = simulate.simulate_pair(severity=1.0, seed=0)
+    return tuple(thin(crop(scene, WINDOW), KEPT_PER_CLASS, seed) for seed, scene in enumerate(pair))
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory) -> str:
+    """A data_path with the simulated pair at the severities 1 and 2, a sixth of its size."""
+    folder = str(tmp_path_factory.mktemp("simulated"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "SHAPE", (60, 100))
+        for severity in (1.0, 2.0):
+            cache.simulated_or_given("SimTarget", folder, severity, 0)
+    return folder
 
 
 @dataclass
@@ -90,13 +116,57 @@ def write_scene(folder: Path, scene: Scene, name: str, write) -> Path:
     return path
 
 
-@pytest.fixture
-def pair(tmp_path, scenes) -> PairOnDisk:
-    """A v7.3 source and a v5 target in a folder of the test's own."""
-    folder = tmp_path / "data"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def shared_pair(tmp_path_factory, scenes) -> PairOnDisk:
+    """A v7.3 source and a v5 target that no test changes."""
+    folder = tmp_path_factory.mktemp("shared")
     return PairOnDisk(folder, write_scene(folder, scenes[0], "field", write_mat_v73),
                       write_scene(folder, scenes[1], "coast", write_mat_v5))
+
+
+@pytest.fixture(scope="session")
+def other_target(tmp_path_factory, scenes) -> str:
+    """A third scene, which no test changes: the target upside down."""
+    turned = replace(scenes[1], cube=scenes[1].cube[::-1].copy(), labels=scenes[1].labels[::-1].copy())
+    return str(write_scene(tmp_path_factory.mktemp("other"), turned, "hills", write_mat_v5))
+
+
+@pytest.fixture
+def pair(tmp_path, shared_pair) -> PairOnDisk:
+    """The same pair in a folder of the test's own."""
+    folder = shutil.copytree(shared_pair.folder, tmp_path / "data")
+    return PairOnDisk(folder, folder / shared_pair.source.name, folder / shared_pair.target.name)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Nothing that is printed or logged reaches the test that happens to be the first one."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        logging.disable()
+        yield
+        logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def train_once(shared_pair, tmp_path_factory) -> Callable[..., RunFolder]:
+    """train_once(*words): a run of these settings on the shared pair, trained when first asked for.
+
+    No test changes its folder.
+    """
+    @functools.cache
+    def run(*words: str) -> RunFolder:
+        with unheard():
+            return shared_pair.run(*words, save_path=tmp_path_factory.mktemp("trained"))
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path, train_once) -> Callable[..., RunFolder]:
+    """trained(*words): a copy of that run in the test's own folder `runs`.  Its scenes are those of the shared pair."""
+    def copied(*words: str) -> RunFolder:
+        run = train_once(*words)
+        return RunFolder(shutil.copytree(run.path, tmp_path / "runs" / run.path.name))
+    return copied
 
 
 def settings(**entries) -> Settings:

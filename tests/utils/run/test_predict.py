@@ -59,7 +59,7 @@ def by_patches(method, sampler):
 def forbid(monkeypatch, name):
     def forbidden(*_):
         raise AssertionError(f"{name} was not expected")
-    monkeypatch.setattr(utils.predict, name, forbidden)
+    monkeypatch.setattr(utils.run.predict, name, forbidden)
 
 
 @pytest.mark.parametrize("height, width", [(9, 14), (3, 20)])

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from conftest import SMALL
 from model.errors import ConfigError
 from model.methods import REGISTRY
 from utils.run.config import TrainConfig, parse_train, to_dict
-from utils.sweep import sweep
+from utils.sweep import process, sweep
 from utils.sweep.cluster import INSTALL
 from utils.sweep.file import SweepFile, layered, read_sweep
 from utils.sweep.process import LOCK, Run, locked, missing_there, train
@@ -246,7 +247,8 @@ def program(tmp_path):
     return str(tmp_path / "main.py")
 
 
-def wait_for(condition, seconds: float = 60.0) -> bool:
+def wait_for(condition, seconds: float = 600.0) -> bool:
+    """Whether the condition came true.  The limit only ends a test that hangs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not condition():
         time.sleep(0.02)
@@ -262,12 +264,13 @@ def is_free(folder: Path) -> bool:
     return True
 
 
-def test_a_run_waits_while_another_process_has_its_folder(program, tmp_path):
+def test_a_run_waits_while_another_process_has_its_folder(program, tmp_path, monkeypatch):
     run = Run("name", str(tmp_path / "run"), [str(tmp_path / "run")], False)
-    started = threading.Thread(target=train, args=(run, program, {}))
+    started, tries = threading.Thread(target=train, args=(run, program, {})), []
+    monkeypatch.setattr(process, "time", SimpleNamespace(sleep=lambda _: tries.append(1) or time.sleep(0.01)))
     with locked(Path(run.folder)):
         started.start()
-        time.sleep(1.2)
+        assert wait_for(lambda: len(tries) > 5)
         assert not Path(run.folder, "begun").exists()
         Path(run.folder, "run.json").write_text('{"status": "done"}')      # the other process finishes it
     started.join()

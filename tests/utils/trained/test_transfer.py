@@ -14,32 +14,22 @@ from utils.run.folder import RunFolder
 from utils.trained.rescore import transfer
 
 
-@pytest.fixture
-def other(pair, scenes):
-    """A third scene: the target, upside down."""
-    target = scenes[1]
-    turned = type(target)("hills", target.cube[::-1].copy(), target.labels[::-1].copy(), target.class_names,
-                          target.wavelengths, target.rgb_bands)
-    return write_scene(pair.folder, turned, "hills", write_mat_v5)
-
-
-def test_it_is_the_run_that_training_would_have_made(pair, other, tmp_path):
-    first = pair.run("--method", "erm", "--oracle", save_path=tmp_path / "runs")
-    made = transfer(first, str(other))
-    trained = main.train(["--source_name", str(pair.source), "--target_name", str(other), *SMALL, "--method", "erm",
-                          "--save_path", str(tmp_path / "again")])
-    assert made.path.name == trained.path.name and made.path.parent == first.path.parent
-    assert json.loads(made.evaluation.read_text()) == json.loads(trained.evaluation.read_text())
-    assert made.read_run()["sha256"] == trained.read_run()["sha256"]
+def test_it_is_the_run_that_training_would_have_made(trained, shared_pair, other_target, tmp_path):
+    first = trained("--method", "erm", "--oracle")
+    made = transfer(first, other_target)
+    direct = shared_pair.run("--method", "erm", "--target_name", other_target, save_path=tmp_path / "again")
+    assert made.path.name == direct.path.name and made.path.parent == first.path.parent
+    assert json.loads(made.evaluation.read_text()) == json.loads(direct.evaluation.read_text())
+    assert made.read_run()["sha256"] == direct.read_run()["sha256"]
     assert made.read_run()["trained_in"] == first.path.name and made.read_run()["status"] == "done"
-    ours, theirs = (checkpoint.load(run.checkpoint) for run in (made, trained))
+    ours, theirs = (checkpoint.load(run.checkpoint) for run in (made, direct))
     assert ours["config"] == theirs["config"] and same_state(ours["method"], theirs["method"])
-    assert not made.oracle.exists() and transfer(first, str(other)) is None
+    assert not made.oracle.exists() and transfer(first, other_target) is None
 
 
-def test_the_command_scores_every_run_once(tmp_path, capsys):
-    words = ["--source_name", "SimSource", "--target_name", "SimTarget", "--data_path", str(tmp_path / "data"), *SMALL,
-             "--re_ratio", "1", "--method", "erm", "--max_epoch", "1", "--save_path", str(tmp_path / "runs")]
+def test_the_command_scores_every_run_once(simulated, tmp_path, capsys):
+    words = ["--source_name", "SimSource", "--target_name", "SimTarget", "--data_path", simulated, *SMALL, "--re_ratio", "1",
+             "--method", "erm", "--max_epoch", "1", "--save_path", str(tmp_path / "runs")]
     run = main.train(words)
     assert main.main(["transfer", str(tmp_path / "runs"), "--severity", "2"]) == 0
     made = RunFolder(capsys.readouterr().out.strip().splitlines()[-1])
@@ -52,7 +42,7 @@ def test_the_command_scores_every_run_once(tmp_path, capsys):
     assert main.main(["tables", str(tmp_path / "runs")]) == 0
 
 
-def test_targets_that_would_have_changed_the_training_are_refused(pair, other, scenes, tmp_path):
+def test_targets_that_would_have_changed_the_training_are_refused(pair, other_target, scenes, tmp_path):
     run = pair.run("--method", "erm", "--max_epoch", "1", save_path=tmp_path / "runs")
     with pytest.raises(ConfigError, match="this target already"):
         transfer(run)
@@ -68,18 +58,17 @@ def test_targets_that_would_have_changed_the_training_are_refused(pair, other, s
         transfer(run, str(write_scene(pair.folder, unlabelled, "bare", write_mat_v5)))
     write_scene(pair.folder, scenes[1], "field", write_mat_v5)
     with pytest.raises(ConfigError, match="other files"):
-        transfer(run, str(other))
+        transfer(run, other_target)
 
 
-def test_a_moved_run_is_scored_where_it_lies_and_a_run_of_its_own_is_left_alone(pair, other, tmp_path):
-    run = pair.run("--method", "erm", "--max_epoch", "1", save_path=tmp_path / "runs")
-    (tmp_path / "runs").rename(tmp_path / "moved")
-    run = RunFolder(tmp_path / "moved" / run.path.name)
-    made = transfer(run, str(other))
+def test_a_moved_run_is_scored_where_it_lies_and_a_run_of_its_own_is_left_alone(trained, other_target):
+    run = trained("--method", "erm")
+    assert str(run.path.parent) not in run.config.read_text()
+    made = transfer(run, other_target)
     assert made.path.parent == run.path.parent
     about = {name: value for name, value in made.read_run().items() if name != "trained_in"}
     made.run.write_text(json.dumps(about | {"status": "interrupted"}))
     with pytest.raises(ConfigError, match="a run of its own"):
-        transfer(run, str(other))
+        transfer(run, other_target)
     with pytest.raises(ConfigError, match="scored on these files already"):
         transfer(run, severity=2.0)
