@@ -3,10 +3,10 @@
 compile      the networks become fewer, fused kernels (torch.compile).  The first step takes minutes, so this is for
              long runs.  Numbers differ from those without it by rounding.  On a CPU it works with backend 'reference',
              and is slower than without (2.8 times at width 64, patch 9, batch 64).
-cuda_graph   the whole step is recorded once and started with one call from then on.  This pays where the GPU waits for
-             Python: small patches, batches and widths.  The recording keeps the memory of a step beside what steps
-             that are not recorded, and evaluation, take.  PyTorch warns once per optimiser that the first steps are
-             not recorded; that is as it should be.
+cuda_graph   the whole step is captured once and started with one call from then on.  This pays where the GPU waits for
+             Python: small patches, batches and widths.  The capture keeps the memory of a step beside what steps
+             that are not captured, and evaluation, take.  PyTorch warns once per optimiser that the first steps are
+             not captured; that is as it should be.
 
 Both serve batches of the first one's sizes; others, such as an epoch's last, and all that is no training step, run as
 without.  Where the GPU is busy all the time, little is gained.  To look into a step (prints, a debugger), leave them
@@ -31,7 +31,7 @@ from model.ops import resolve_backend
 from model.settings import Settings
 
 COMPILER = "inductor"     # torch.compile's own
-WARM_UP = 3               # steps before the recording: kernels are loaded, states of optimisers and gradients are made
+WARM_UP = 3               # steps before the capture: kernels are loaded, states of optimisers and gradients are made
 
 Step = Callable[..., dict[str, Tensor]]      # tensors -> named scalars
 
@@ -44,7 +44,7 @@ def check_options(settings: Settings, device: torch.device) -> None:
         raise ConfigError("compile cannot take in the C++ kernels of backend 'cpu': compiled code ends at each of "
                           "them. Leave --compile out (the kernels are faster), or choose --backend reference.")
     if settings.cuda_graph and device.type != "cuda":
-        raise ConfigError(f"cuda_graph records the work of a CUDA device, and this run is on '{device}'. Leave "
+        raise ConfigError(f"cuda_graph captures the work of a CUDA device, and this run is on '{device}'. Leave "
                           "--cuda_graph out, or choose a GPU (--gpu).")
 
 
@@ -83,22 +83,22 @@ def _build_optimisers_without_compiler() -> None:
 _build_optimisers_without_compiler()
 
 
-class Recorder(Protocol):
-    """Records what a function does with tensors."""
+class Capturer(Protocol):
+    """Captures what a function does with tensors."""
 
     device: torch.device
 
     def aside(self, function: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Run a function as a rehearsal of its recording."""
+        """Run a function as a rehearsal of its capture."""
 
-    def record(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        """Record a function without running it; what is returned runs the recording, on the same memory each time."""
+    def capture(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """Capture a function without running it; what is returned runs the capture, on the same memory each time."""
 
 
-class CudaRecorder:
-    """Records as a CUDA graph.
+class CudaCapturer:
+    """Captures as a CUDA graph.
 
-    Rehearsals take the recording's stream: PyTorch ties gradients and workspaces of libraries to streams.
+    Rehearsals take the capture's stream: PyTorch ties gradients and workspaces of libraries to streams.
     """
 
     def __init__(self, device: torch.device):
@@ -112,7 +112,7 @@ class CudaRecorder:
         current.wait_stream(self.stream)
         return result
 
-    def record(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+    def capture(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self.stream):
             result = function()
@@ -124,21 +124,21 @@ class CudaRecorder:
 
 
 class FastStep:
-    """A training step that is compiled, recorded or both, for batches of the first one's sizes; others run plainly.
+    """A training step that is compiled, captured or both, for batches of the first one's sizes; others run plainly.
 
     step         draws nothing at random and reads nothing from the device
     parameters   those whose gradients it leaves behind
-    recorder     None where it is not to be recorded
+    capturer     None where it is not to be captured
     """
 
-    def __init__(self, step: Step, parameters: Iterable[nn.Parameter], recorder: Recorder | None):
-        self.step, self.parameters, self.recorder = step, list(parameters), recorder
+    def __init__(self, step: Step, parameters: Iterable[nn.Parameter], capturer: Capturer | None):
+        self.step, self.parameters, self.capturer = step, list(parameters), capturer
         self.sizes: list[torch.Size] | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Record again after further rehearsals: optimisers or gradients have got other memory."""
-        self.rehearsals, self.recorded = 0, None
+        """Capture again after further rehearsals: optimisers or gradients have got other memory."""
+        self.rehearsals, self.captured = 0, None
 
     def __call__(self, *given: Tensor) -> dict[str, Tensor]:
         sizes = [value.shape for value in given]
@@ -146,23 +146,23 @@ class FastStep:
         if sizes != self.sizes:
             with uncompiled():
                 return self.step(*given)
-        if self.recorder is None:
+        if self.capturer is None:
             return self.step(*given)
         if self.rehearsals < WARM_UP:
             self.rehearsals += 1
-            return self.recorder.aside(partial(self.step, *given))
-        if self.recorded is None:
-            self.recorded = RecordedStep(self.step, given, self.parameters, self.recorder)
-        return self.recorded(*given)
+            return self.capturer.aside(partial(self.step, *given))
+        if self.captured is None:
+            self.captured = CapturedStep(self.step, given, self.parameters, self.capturer)
+        return self.captured(*given)
 
 
-class RecordedStep:
-    """A recording of a step, with the memory that it works on: inputs, results and gradients."""
+class CapturedStep:
+    """A capture of a step, with the memory that it works on: inputs, results and gradients."""
 
-    def __init__(self, step: Step, like: Sequence[Tensor], parameters: Iterable[nn.Parameter], recorder: Recorder):
-        """Record the step for inputs like these."""
-        self.inputs = [value.to(recorder.device, copy=True) for value in like]
-        self.replay = recorder.record(lambda: {name: value.detach() for name, value in step(*self.inputs).items()})
+    def __init__(self, step: Step, like: Sequence[Tensor], parameters: Iterable[nn.Parameter], capturer: Capturer):
+        """Capture the step for inputs like these."""
+        self.inputs = [value.to(capturer.device, copy=True) for value in like]
+        self.replay = capturer.capture(lambda: {name: value.detach() for name, value in step(*self.inputs).items()})
         self.gradients = [(parameter, parameter.grad) for parameter in parameters]
 
     def __call__(self, *given: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from model.generator import NOISE_DIM, STAGES, Generator, IdentityGenerator
 from model.graphs import uncompiled
 from model.losses import (js_consistency, kl_consistency, mutual_information, mutual_information_sum,
                           released_consistency)
-from model.methods.base import Method, Task, as_floats, recordable, seeded_initialisation
+from model.methods.base import Method, Task, as_floats, capturable, seeded_initialisation
 from model.mixing import draw_lambda, mix
 from model.mmirn import MMIRN
 from model.ops import resolve_backend
@@ -34,7 +34,7 @@ CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_
 class S2AMSnet(Method):
     """The paper's method.  Domains are named a, b, a_mix, b_mix; both steps visit them in this order."""
 
-    compiled = True
+    supports_compile = True
     defined_by_recipe = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
@@ -83,7 +83,7 @@ class S2AMSnet(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_noise(x), self.draw_lambdas(len(x)), *self.draw_physics(x))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, noise: Tensor, lambdas: Tensor | Sequence[float], *physics: Tensor
              ) -> dict[str, Tensor]:
         """One batch with given noise [generators·3, N, 2], λ per generator (and sample) and, where there is a physical

@@ -97,7 +97,7 @@ class Settings(Switches):
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
         compile: compile the networks for the training step (model/graphs.py); minutes at first, not with backend 'cpu'.
-        cuda_graph: record the training step once and replay it (model/graphs.py); on a GPU only.
+        cuda_graph: capture the training step once and replay it (model/graphs.py); on a GPU only.
     """
 
     method: str = "s2amsnet"

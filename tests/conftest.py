@@ -79,7 +79,7 @@ def simulated(tmp_path_factory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulate, "SHAPE", (60, 100))
         for severity in (1.0, 2.0):
-            cache.simulated_or_given("SimTarget", folder, severity, 0)
+            cache.scene_folder("SimTarget", folder, severity, 0)
     return folder
 
 

@@ -105,7 +105,7 @@ def test_the_target_is_sealed(pair, tmp_path, scenes, words):
     write_mat_v5(pair.folder / "coast_gt.mat", {"map": other})
     second = pair.run(*words, save_path=tmp_path / "b")
     assert first.records(first.oracle) != second.records(second.oracle)                # the other labels were read ...
-    if not method_class(parse_train(words).method).single_pass:                        # ... and would choose otherwise
+    if not method_class(parse_train(words).method).fits_in_one_epoch:                        # ... and would choose otherwise
         assert len({ORACLE.select(run.records(run.oracle)) for run in (first, second)}) == 2
     assert told_without_target_labels(first) == told_without_target_labels(second)
     (ours, theirs) = (checkpoint.load(run.checkpoint) for run in (first, second))

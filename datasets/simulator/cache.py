@@ -14,12 +14,12 @@ from model.errors import ConfigError
 SIMULATOR = ("simulate.py", "land.py", "materials.py")
 
 
-def load_simulated_or_real(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
+def load_scene_or_simulate(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
     """A scene by name; the embedded simulated ones are written to disk first where they are missing."""
-    return load_scene(name, simulated_or_given(name, data_path, severity, simulation_seed))
+    return load_scene(name, scene_folder(name, data_path, severity, simulation_seed))
 
 
-def simulated_or_given(name: str, data_path: str | None, severity: float, simulation_seed: int) -> str | None:
+def scene_folder(name: str, data_path: str | None, severity: float, simulation_seed: int) -> str | None:
     """The folder of a simulated scene's files, written first where it is missing; of any other scene, what was given."""
     if not read_description(find_description(name)).simulated:
         return data_path

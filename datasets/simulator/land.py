@@ -22,7 +22,7 @@ _LABELLED_SHARE = {HEALTHY: 0.85, STRESSED: 0.85, TREES: 0.90, WATER: 0.90, RESI
 
 
 @dataclass(frozen=True)
-class Layout:
+class LandCover:
     """Maps of one scene, all [H, W].
 
     material  index into MATERIALS
@@ -210,7 +210,7 @@ def _cast_shadows(canvas: _Canvas) -> np.ndarray:
     return shadow
 
 
-def lay_out(shape: tuple[int, int], rng: np.random.Generator) -> Layout:
+def draw_land_cover(shape: tuple[int, int], rng: np.random.Generator) -> LandCover:
     """Draw the maps of one scene of shape (H, W)."""
     canvas = _Canvas(shape, rng)
     us, wide_u = _street_lines(rng, canvas.u.min(), canvas.u.max())
@@ -219,19 +219,19 @@ def lay_out(shape: tuple[int, int], rng: np.random.Generator) -> Layout:
     _paint_streets(canvas, us, vs, wide_u, wide_v)
     shadow = _cast_shadows(canvas)
     _, objects = np.unique(canvas.objects, return_inverse=True)
-    return Layout(canvas.material, objects.reshape(shape), canvas.classes,
+    return LandCover(canvas.material, objects.reshape(shape), canvas.classes,
                   np.where(shadow, 0.0, canvas.sunlight), shadow)
 
 
-def annotate(layout: Layout, rng: np.random.Generator) -> np.ndarray:
+def annotate(land: LandCover, rng: np.random.Generator) -> np.ndarray:
     """[H, W] int64 labels as an annotator draws them: some objects of each class, without borders and cast shadows."""
-    inside = ndimage.minimum_filter(layout.classes, 3) == ndimage.maximum_filter(layout.classes, 3)
-    candidates = np.where(inside & ~layout.shadow, layout.classes, BACKGROUND)
+    inside = ndimage.minimum_filter(land.classes, 3) == ndimage.maximum_filter(land.classes, 3)
+    candidates = np.where(inside & ~land.shadow, land.classes, BACKGROUND)
     labels = np.zeros_like(candidates)
     for label, share in _LABELLED_SHARE.items():
         mine = candidates == label
-        ids, counts = np.unique(layout.objects[mine], return_counts=True)
+        ids, counts = np.unique(land.objects[mine], return_counts=True)
         order = rng.permutation(len(ids))
         enough = np.searchsorted(np.cumsum(counts[order]), share * counts.sum()) + 1
-        labels[mine & np.isin(layout.objects, ids[order[:enough]])] = label
+        labels[mine & np.isin(land.objects, ids[order[:enough]])] = label
     return labels

@@ -1,7 +1,7 @@
 """The simulated pair: two small airborne scenes with a domain gap of known physical parameters.
 
 It has the seven classes and 48 bands of the Houston pair, needs no download, and its gap has one knob (severity).  The
-chain is that of an imaging spectrometer: layout -> material reflectance -> illumination and shading -> blur -> path
+chain is that of an imaging spectrometer: land -> material reflectance -> illumination and shading -> blur -> path
 radiance -> gain -> noise -> digital numbers.  It serves tests, examples and tuning; a score on it says nothing about
 published numbers.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from datasets.scene import Scene
-from datasets.simulator.land import CLASS_NAMES, Layout, annotate, lay_out
+from datasets.simulator.land import CLASS_NAMES, LandCover, annotate, draw_land_cover
 from datasets.simulator.materials import MATERIALS, Material, bell, mineral, vegetation, water_body
 from datasets.writers import write_mat_v5, write_mat_v73
 from model.errors import ConfigError
@@ -95,15 +95,15 @@ def _worn(reflectance: np.ndarray, film: dict[str, float], share: float, age: np
     return (1 - covered) * reflectance + covered * mineral(wavelengths, **film)
 
 
-def _reflectance(layout: Layout, gap: DomainGap, rng: np.random.Generator) -> np.ndarray:
+def _reflectance(land: LandCover, gap: DomainGap, rng: np.random.Generator) -> np.ndarray:
     """[H, W, B] reflectance of the surface at the sensor's true band centres."""
     wavelengths = WAVELENGTHS + gap.band_shift_nm
-    ages = rng.gamma(4.0, 0.25, layout.objects.max() + 1)
-    cube = np.zeros((*layout.material.shape, len(wavelengths)))
+    ages = rng.gamma(4.0, 0.25, land.objects.max() + 1)
+    cube = np.zeros((*land.material.shape, len(wavelengths)))
     for index, (name, material) in enumerate(MATERIALS.items()):
-        pixels = layout.material == index
-        values = _parameters(material, layout.objects, pixels, rng)
-        age = ages[layout.objects[pixels]][:, None]
+        pixels = land.material == index
+        values = _parameters(material, land.objects, pixels, rng)
+        age = ages[land.objects[pixels]][:, None]
         if material.model is vegetation:
             values["chlorophyll"] = values["chlorophyll"] * (1 - gap.chlorophyll_loss) ** age
             values["canopy_water"] = values["canopy_water"] * (1 - gap.canopy_dryness) ** age
@@ -156,23 +156,23 @@ def _observe(reflectance: np.ndarray, sunlight: np.ndarray, gap: DomainGap, rng:
 
 
 def simulate_scene(name: str, gap: DomainGap, seed: int, scene_index: int) -> Scene:
-    """One scene under any gap: scene_index 0 has the layout of the pair's source, 1 that of its target.
+    """One scene under any gap: scene_index 0 has the land of the pair's source, 1 that of its target.
 
     Each purpose has its own generator, so that a change of one leaves the other draws alone.
     """
-    rng_layout, rng_labels, rng_materials, rng_sensor = (
+    rng_land, rng_labels, rng_materials, rng_sensor = (
         np.random.default_rng([seed, scene_index, purpose]) for purpose in range(4))
-    layout = lay_out(SHAPE, rng_layout)
-    reflectance = _reflectance(layout, gap, rng_materials)
-    cube = _observe(reflectance, layout.sunlight, gap, rng_sensor)
+    land = draw_land_cover(SHAPE, rng_land)
+    reflectance = _reflectance(land, gap, rng_materials)
+    cube = _observe(reflectance, land.sunlight, gap, rng_sensor)
     rgb = tuple(int(np.abs(WAVELENGTHS - centre).argmin()) for centre in _RGB_NM)
-    return Scene(name, cube, annotate(layout, rng_labels), CLASS_NAMES, WAVELENGTHS.copy(), rgb)
+    return Scene(name, cube, annotate(land, rng_labels), CLASS_NAMES, WAVELENGTHS.copy(), rgb)
 
 
 def simulate_pair(severity: float = 1.0, seed: int = 0) -> tuple[Scene, Scene]:
     """Source and target scene (150 x 250 pixels, 48 bands, 7 classes) with a domain gap between them.
 
-    severity  0 = the target differs from the source only in layout and random draws, 1 = default, 2 = hard, up to 3
+    severity  0 = the target differs from the source only in land and random draws, 1 = default, 2 = hard, up to 3
     seed      0 or positive; the same severity and seed give the same scenes, the source is the same at every severity
     Raises ConfigError if one is out of range.
     """

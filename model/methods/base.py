@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model import diagnostics
 from model.discriminator import Discriminator
-from model.graphs import CudaRecorder, FastStep, check_options, compile_networks, uncompiled
+from model.graphs import CudaCapturer, FastStep, check_options, compile_networks, uncompiled
 from model.seeding import Streams
 from model.settings import Settings
 from model.states import buffers_kept, reestimate_statistics, state_kept
@@ -32,25 +32,24 @@ class Task:
 
 class Method(nn.Module):
     """A compared method: owns its networks and optimisers.  Subclasses build both in __init__ and define `update`,
-    which draws what is random and leaves the rest to a step (see `recordable`).
+    which draws what is random and leaves the rest to a step (see `capturable`).
 
     update   x [N, B, P, P], y [N] -> named losses of one training step
     predict  x [N, B, P, P] -> logits [N, K], evaluation mode
 
     What a subclass says about itself:
-    uses_target  training sees patches of the target without their labels: `draw_target`, number -> [N, B, P, P]
-    ramped       what an update does depends on `progress`, the share of the run that is done
-    single_pass  everything is learnt in one epoch, and fitted when `evaluating` begins
-    recorded     the step is `recordable`: the option cuda_graph works
-    compiled     the step calls its networks as they are, whole: the option compile works
-    defined_by_recipe  the recipe makes the method what it is: labels always name it
+    uses_target          training sees patches of the target without their labels: `draw_target`, number -> [N, B, P, P]
+    needs_progress       what an update does depends on `progress`, the share of the run that is done
+    fits_in_one_epoch    everything is learnt in one epoch, and fitted when `evaluating` begins
+    supports_cuda_graph  the step is `capturable`: the option cuda_graph works
+    supports_compile     the step calls its networks as they are, whole: the option compile works
     """
 
     uses_target = False
-    ramped = False
-    single_pass = False
-    recorded = True
-    compiled = False
+    needs_progress = False
+    fits_in_one_epoch = False
+    supports_cuda_graph = True
+    supports_compile = False
     defined_by_recipe = False
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
@@ -112,7 +111,7 @@ class Method(nn.Module):
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
         lr = self.settings.lr
         if self.settings.cuda_graph and self.settings.lr_schedule != "constant":
-            lr = torch.tensor(lr, device=self.streams.noise.device)         # a recorded step reads it at every replay
+            lr = torch.tensor(lr, device=self.streams.noise.device)         # a captured step reads it at every replay
         self.optimisers[name] = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
                                                  capturable=self.settings.cuda_graph,
                                                  fused=True if self.device.type == "cpu" else None)
@@ -192,11 +191,11 @@ class Method(nn.Module):
             self.fast_step.forget()
 
 
-def recordable(step: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, float]]:
+def capturable(step: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, float]]:
     """A method's training step, written as tensors -> named scalar tensors, as it is called: in training mode, with the
     options compile and cuda_graph (model/graphs.py), and with floats as its result.
 
-    So that it can be recorded, the step draws nothing at random and reads nothing from the device.
+    So that it can be captured, the step draws nothing at random and reads nothing from the device.
     """
     @wraps(step)
     def run(self: Method, *given: Tensor) -> dict[str, float]:
@@ -215,7 +214,7 @@ def prepare(method: Method, step: Callable[..., dict[str, Tensor]]) -> FastStep:
     if method.settings.compile:
         compile_networks(network for child in method.children()
                          for network in (child.children() if isinstance(child, nn.ModuleDict) else [child]))
-    return FastStep(step, method.parameters(), CudaRecorder(method.device) if method.settings.cuda_graph else None)
+    return FastStep(step, method.parameters(), CudaCapturer(method.device) if method.settings.cuda_graph else None)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.methods.alignment import coral_loss
-from model.methods.base import Method, Task, recordable
+from model.methods.base import Method, Task, capturable
 from model.seeding import Streams
 from model.settings import Settings
 
@@ -31,7 +31,7 @@ class CORAL(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_target(len(x)))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, target: Tensor) -> dict[str, Tensor]:
         """One batch of source patches x [N, B, P, P], y [N], and target patches [N, B, P, P]."""
         source_logits, target_logits = self.discriminator(torch.cat([x, target])).split(len(x))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.methods.alignment import ramp, reverse_gradient
-from model.methods.base import Method, Task, recordable, seeded_initialisation
+from model.methods.base import Method, Task, capturable, seeded_initialisation
 from model.seeding import Streams
 from model.settings import Settings
 
@@ -81,7 +81,7 @@ class DAAN(Method):
     """
 
     uses_target = True
-    ramped = True
+    needs_progress = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -101,7 +101,7 @@ class DAAN(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_target(len(x)), ramp(self.progress))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, target: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """One batch of source patches x [N, B, P, P], y [N], and target patches [N, B, P, P]; scale λ(p)."""
         features = self.discriminator.features(torch.cat([x, target]))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.methods.alignment import lmmd, ramp
-from model.methods.base import Method, Task, recordable
+from model.methods.base import Method, Task, capturable
 from model.seeding import Streams
 from model.settings import Settings
 
@@ -29,7 +29,7 @@ class DSAN(Method):
     """
 
     uses_target = True
-    ramped = True
+    needs_progress = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -38,7 +38,7 @@ class DSAN(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_target(len(x)), ramp(self.progress))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """One batch of source patches x [N, B, P, P], y [N], and target patches [N, B, P, P]; weight λ(p)."""
         features = self.discriminator.features(torch.cat([x, target]))

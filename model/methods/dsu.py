@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.discriminator import STAGES
 from model.layers import EPSILON, channel_statistics
-from model.methods.base import Method, Task, recordable
+from model.methods.base import Method, Task, capturable
 from model.seeding import Streams
 from model.settings import Settings
 
@@ -43,7 +43,7 @@ class DSU(Method):
         perturbed = torch.rand(STAGES, 1, 1, 1, generator=rng, device=device) < PROBABILITY
         return noise * perturbed
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """One batch with given noise [3, 2, N, d]."""
         loss = functional.cross_entropy(self.perturbed_logits(x, noise), y)

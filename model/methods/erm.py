@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from model.methods.base import Method, Task, recordable
+from model.methods.base import Method, Task, capturable
 from model.seeding import Streams
 from model.settings import Settings
 from model.spectra import apply_gain, draw_log_gain
@@ -14,7 +14,7 @@ from model.spectra import apply_gain, draw_log_gain
 class ERM(Method):
     """Empirical risk minimisation: cross-entropy of the augmented source patches, nothing else."""
 
-    compiled = True
+    supports_compile = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -26,7 +26,7 @@ class ERM(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(self.transform(x), y)
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """One batch of transformed patches."""
         loss = functional.cross_entropy(self.discriminator(x), y)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.methods.alignment import class_mmd, one_hot
-from model.methods.base import Method, Task, recordable, seeded_initialisation
+from model.methods.base import Method, Task, capturable, seeded_initialisation
 from model.methods.contrast import supervised_contrast
 from model.seeding import Streams
 from model.settings import Settings
@@ -52,7 +52,7 @@ class L2D(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, *self.restyle.draw(self.streams.noise))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, *filters: Tensor) -> dict[str, Tensor]:
         """One batch with random filters: the min step on what they make, the max step on what fixed ones make."""
         return self.step_min(x, y, filters) | self.step_max(x, y)

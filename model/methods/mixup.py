@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.methods.base import Method, Task, recordable
+from model.methods.base import Method, Task, capturable
 from model.mixing import draw_lambda, mix
 from model.seeding import Streams
 from model.settings import Settings
@@ -22,7 +22,7 @@ class Mixup(Method):
     One λ per batch, (x', y') the batch in another order.  Nothing is simplified.
     """
 
-    compiled = True
+    supports_compile = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -36,7 +36,7 @@ class Mixup(Method):
         partner = torch.randperm(len(x), generator=self.streams.noise, device=x.device)
         return partner, torch.tensor(draw_lambda(self.streams.mixing, ALPHA), dtype=x.dtype, device=x.device)
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, partner: Tensor, lam: Tensor) -> dict[str, Tensor]:
         """One batch with given partners [N] and λ."""
         loss = mixup_loss(self.discriminator(mix(x, x[partner], lam)), y, y[partner], lam)

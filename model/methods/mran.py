@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.discriminator import Discriminator
 from model.methods.alignment import conditional_mmd, ramp
-from model.methods.base import Method, Task, recordable
+from model.methods.base import Method, Task, capturable
 from model.seeding import Streams
 from model.settings import Settings
 
@@ -63,7 +63,7 @@ class MRAN(Method):
     """
 
     uses_target = True
-    ramped = True
+    needs_progress = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -77,7 +77,7 @@ class MRAN(Method):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, self.draw_target(len(x)), ramp(self.progress))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """One batch of source patches x [N, B, P, P], y [N], and target patches [N, B, P, P]; weight λ(p)."""
         features = self.discriminator.features(torch.cat([x, target]))

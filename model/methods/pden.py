@@ -40,11 +40,11 @@ class PDEN(ExpandingMethod):
     alone in the second half); the layers of the generators are all of width GIN_ch (there 16, 32, 64), and their output
     starts at the level of unit spectra.  The weights were chosen for images in (0, 1), which the sigmoid at the end
     gives; unit spectra are smaller numbers, so that L_div and L_cyc weigh less here.
-    Which generator is in turn depends on where the run is, and the step is not recorded.
+    Which generator is in turn depends on where the run is, and the step is not captured.
     """
 
-    ramped = True
-    recorded = False
+    needs_progress = True
+    supports_cuda_graph = False
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)

@@ -131,8 +131,8 @@ class PixelMethod(Method):
     Recipe, learning rate, batch normalisation and weight averaging have no meaning here and no effect.
     """
 
-    single_pass = True
-    recorded = False
+    fits_in_one_epoch = True
+    supports_cuda_graph = False
     classifier: type[PixelClassifier]
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.layers import channel_statistics
-from model.methods.base import Method, Task, recordable, seeded_initialisation
+from model.methods.base import Method, Task, capturable, seeded_initialisation
 from model.seeding import Streams
 from model.settings import Settings
 from model.states import frozen
@@ -49,7 +49,7 @@ class SagNet(Method):
         partners = [torch.randperm(len(x), generator=rng, device=x.device) for _ in range(2)]
         return self.step(x, y, *partners, torch.rand(len(x), generator=rng, device=x.device))
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, style_partner: Tensor, content_partner: Tensor, share: Tensor
              ) -> dict[str, Tensor]:
         """One batch with the patches [N] whose style and whose content come in, and α [N]: first G_s, then the rest."""

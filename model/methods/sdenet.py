@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.layers import EPSILON, AdaIN
-from model.methods.base import Task, recordable, seeded_initialisation
+from model.methods.base import Task, capturable, seeded_initialisation
 from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
 from model.seeding import Streams
@@ -54,7 +54,7 @@ class SDEnet(ExpandingMethod):
         shuffles = torch.stack([torch.randperm(n, generator=rng, device=device) for _ in range(2)])
         return z, shuffles, torch.rand(n, generator=rng, device=device)
 
-    @recordable
+    @capturable
     def step(self, x: Tensor, y: Tensor, z: Tensor, shuffles: Tensor, share: Tensor) -> dict[str, Tensor]:
         """One batch with given draws: the classifier's step, then the generator's."""
         with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 from datasets.errors import PairError
 from datasets.harmonize import check_pair, preprocess
 from datasets.simulator import cache
-from datasets.simulator.cache import load_simulated_or_real
+from datasets.simulator.cache import load_scene_or_simulate
 from model.errors import ConfigError
 
 
@@ -43,10 +43,10 @@ def test_pairs_that_do_not_fit_are_refused(scenes):
 
 
 def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
-    scene = load_simulated_or_real("SimSource", str(tmp_path), 1.0, 0)
+    scene = load_scene_or_simulate("SimSource", str(tmp_path), 1.0, 0)
     folder, = tmp_path.iterdir()
     written = (folder / "SimSource.mat").stat().st_mtime_ns
-    load_simulated_or_real("SimTarget", str(tmp_path), 1.0, 0)
+    load_scene_or_simulate("SimTarget", str(tmp_path), 1.0, 0)
     assert (folder / "SimSource.mat").stat().st_mtime_ns == written
 
     def interrupted(path, severity, seed):
@@ -56,19 +56,19 @@ def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache, "write_pair", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            load_simulated_or_real("SimSource", str(tmp_path), 2.0, 0)
+            load_scene_or_simulate("SimSource", str(tmp_path), 2.0, 0)
     assert list(tmp_path.iterdir()) == [folder]
-    again = load_simulated_or_real("SimSource", str(tmp_path / "b"), 1.0, 0)
+    again = load_scene_or_simulate("SimSource", str(tmp_path / "b"), 1.0, 0)
     assert again.sha256 == scene.sha256
 
 
 def test_several_processes_may_write_the_simulated_pair(tmp_path):
     with ThreadPoolExecutor(3) as pool:
-        scenes = list(pool.map(lambda _: load_simulated_or_real("SimSource", str(tmp_path), 1.0, 1), range(3)))
+        scenes = list(pool.map(lambda _: load_scene_or_simulate("SimSource", str(tmp_path), 1.0, 1), range(3)))
     assert len(list(tmp_path.iterdir())) == 1 and len({str(scene.sha256) for scene in scenes}) == 1
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        load_simulated_or_real("SimSource", str(tmp_path / "file"), 1.0, 0)
+        load_scene_or_simulate("SimSource", str(tmp_path / "file"), 1.0, 0)

@@ -1,4 +1,4 @@
-"""Compiled and recorded training steps are the plain ones; without a GPU, CUDA graphs are played by an emulator."""
+"""Compiled and captured training steps are the plain ones; without a GPU, CUDA graphs are played by an emulator."""
 
 import copy
 import sys
@@ -13,7 +13,7 @@ import model.ops
 from conftest import batch, build, same_state, settings
 from model import graphs
 from model.errors import ConfigError
-from model.graphs import WARM_UP, FastStep, RecordedStep
+from model.graphs import WARM_UP, FastStep, CapturedStep
 from model.methods import REGISTRY, method_class
 from utils.bench import workloads
 from utils.run.config import parse_train
@@ -32,7 +32,7 @@ class Tape(TorchDispatchMode):
         self.operations = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket not in READS, f"{function} cannot be recorded"
+        assert function.overloadpacket not in READS, f"{function} cannot be captured"
         made = function(*args, **(kwargs or {}))
         self.operations.append((function, args, kwargs or {}, made))
         return made
@@ -52,7 +52,7 @@ class Tape(TorchDispatchMode):
 
 
 class Emulator:
-    """Records on a CPU as a CUDA graph does: nothing changes meanwhile, and no Python is run again afterwards."""
+    """Captures on a CPU as a CUDA graph does: nothing changes meanwhile, and no Python is run again afterwards."""
 
     device = CPU
 
@@ -62,7 +62,7 @@ class Emulator:
     def aside(self, function):
         return function()
 
-    def record(self, function):
+    def capture(self, function):
         tensors = [value for value in tree_leaves(self.method.training_state()) if isinstance(value, torch.Tensor)]
         before, tape = [value.clone() for value in tensors], Tape()
         with tape:
@@ -102,7 +102,7 @@ def plain(**variant):
     return method
 
 
-def recording(**variant):
+def capture(**variant):
     """A method that records on the emulator."""
     method = build(cuda_graph=True, **variant)
     method.fast_step = FastStep(partial(type(method).step.__wrapped__, method), method.parameters(), Emulator(method))
@@ -114,20 +114,20 @@ def recording(**variant):
     ("cupy", {"generators": "shared", "source_ce": "on", "precision": "bf16"}), ("reference", {"method": "erm"}),
     ("cupy", {"recipe": "robust"}), ("cupy", {"method": "erm_gain"}),
     *(("reference", {"method": name}) for name in REGISTRY
-      if method_class(name).recorded and name not in ("s2amsnet", "erm", "erm_gain"))], indirect=["backend"], ids=str)
+      if method_class(name).supports_cuda_graph and name not in ("s2amsnet", "erm", "erm_gain"))], indirect=["backend"], ids=str)
 def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
-    method, twin = recording(**variant), plain(**variant)
+    method, twin = capture(**variant), plain(**variant)
     for i, n in enumerate(SIZES):
         assert method.update(*batch(n, seed=i)) == twin.update(*batch(n, seed=i))
         assert same_state(method.training_state(), twin.training_state())
         assert method.predict(batch()[0]).equal(twin.predict(batch()[0]))             # leaves evaluation mode behind
-    assert method.fast_step.recorder.played == SIZES.count(6) - WARM_UP
+    assert method.fast_step.capturer.played == SIZES.count(6) - WARM_UP
     assert method.diagnostics(*batch()) == twin.diagnostics(*batch())
 
 
 @pytest.mark.parametrize("backend", ["cupy"], indirect=True)
 def test_going_on_from_a_checkpoint_records_anew(backend, capturable):
-    whole, broken, fresh = (recording(recipe="released") for _ in range(3))
+    whole, broken, fresh = (capture(recipe="released") for _ in range(3))
     for i in range(WARM_UP + 2):
         assert whole.update(*batch(seed=i)) == broken.update(*batch(seed=i))
     saved = copy.deepcopy([broken.training_state(), broken.streams.state_dict()])
@@ -140,18 +140,18 @@ def test_going_on_from_a_checkpoint_records_anew(backend, capturable):
         assert losses[0] == losses[1] == losses[2]
     assert same_state(whole.training_state(), broken.training_state())
     assert same_state(whole.training_state(), fresh.training_state())
-    assert broken.fast_step.recorder.played == 2 + 1 + 1 and fresh.fast_step.recorder.played == 1
+    assert broken.fast_step.capturer.played == 2 + 1 + 1 and fresh.fast_step.capturer.played == 1
 
 
 def test_what_cannot_be_recorded_is_noticed():
     for step in (lambda x: {"loss": x.sum() * x.sum().item()}, lambda x: {"loss": x.nonzero().sum()},
                  lambda x: {"loss": (x * torch.tensor([1.0, 2.0])).sum()}):
-        with pytest.raises(AssertionError, match="cannot be recorded"):
-            RecordedStep(step, [torch.ones(2)], [], Emulator(build(method="erm")))
+        with pytest.raises(AssertionError, match="cannot be captured"):
+            CapturedStep(step, [torch.ones(2)], [], Emulator(build(method="erm")))
 
 
 class Diary:
-    """A recorder that notes what it is asked for; its recordings run the function again."""
+    """A capturer that notes what it is asked for; its recordings run the function again."""
 
     device = CPU
 
@@ -162,8 +162,8 @@ class Diary:
         self.notes.append("aside")
         return function()
 
-    def record(self, function):
-        self.notes.append("record")
+    def capture(self, function):
+        self.notes.append("capture")
         return lambda: self.notes.append("replay") or function()
 
 
@@ -172,25 +172,25 @@ def test_when_steps_are_rehearsed_recorded_replayed_and_run_plainly():
     step = FastStep(lambda x, scale: {"sum": (scale * x).sum()}, [], diary)
 
     def run(n):
-        """A step on n ones, whose result a plain step would give as well; what the recorder noted."""
+        """A step on n ones, whose result a plain step would give as well; what the capturer noted."""
         assert step(torch.ones(n), torch.tensor(2.0))["sum"] == 2 * n
         return [diary.notes.pop(0) for _ in range(len(diary.notes))]
 
     assert [run(n) for n in (4, 3, 4)] == [["aside"], [], ["aside"]]
     assert [run(4) for _ in range(WARM_UP - 2)] == [["aside"]] * (WARM_UP - 2)
-    assert [run(n) for n in (4, 4, 5, 4)] == [["record", "replay"], ["replay"], [], ["replay"]]
+    assert [run(n) for n in (4, 4, 5, 4)] == [["capture", "replay"], ["replay"], [], ["replay"]]
     step.forget()
     assert [run(4) for _ in range(WARM_UP)] == [["aside"]] * WARM_UP
-    assert [run(n) for n in (3, 4)] == [[], ["record", "replay"]]
+    assert [run(n) for n in (3, 4)] == [[], ["capture", "replay"]]
 
 
 def test_a_recording_works_on_memory_of_its_own():
     given, parameter = torch.ones(2), torch.nn.Parameter(torch.zeros(2))
     parameter.grad = mine = torch.zeros(2)
-    recorded = RecordedStep(lambda x: {"value": parameter.sum() + x.sum()}, [given], [parameter], Diary())
+    captured = CapturedStep(lambda x: {"value": parameter.sum() + x.sum()}, [given], [parameter], Diary())
     parameter.grad = torch.ones(2)
-    assert recorded(given + 1)["value"] == 4 and parameter.grad is mine
-    assert given.equal(torch.ones(2)) and not recorded(given)["value"].requires_grad
+    assert captured(given + 1)["value"] == 4 and parameter.grad is mine
+    assert given.equal(torch.ones(2)) and not captured(given)["value"].requires_grad
 
 
 def test_tensors_mix_as_their_numbers_do():
@@ -203,7 +203,7 @@ def test_tensors_mix_as_their_numbers_do():
 
 @pytest.mark.parametrize("backend, options, message", [
     ("cpu", {"compile": True}, r"compile cannot take in the C\+\+ kernels.*choose --backend reference"),
-    ("reference", {"cuda_graph": True}, "cuda_graph records the work of a CUDA device.*choose a GPU")],
+    ("reference", {"cuda_graph": True}, "cuda_graph captures the work of a CUDA device.*choose a GPU")],
     indirect=["backend"])
 def test_options_that_cannot_work_are_refused_at_the_first_step(backend, options, message):
     method, (x, y) = build(**options), batch()
@@ -212,7 +212,7 @@ def test_options_that_cannot_work_are_refused_at_the_first_step(backend, options
 
 
 def test_options_are_refused_with_methods_that_they_do_not_serve():
-    for option, flag in (("compile", "compiled"), ("cuda_graph", "recorded")):
+    for option, flag in (("compile", "supports_compile"), ("cuda_graph", "supports_cuda_graph")):
         refused = [name for name in REGISTRY if not getattr(method_class(name), flag)]
         assert {"svm", "pden"} <= set(refused)
         for name in refused:
@@ -221,7 +221,7 @@ def test_options_are_refused_with_methods_that_they_do_not_serve():
 
 
 def test_a_run_with_both_options_is_applied_anywhere(capturable):
-    trained, applied = recording(compile=True, backend="reference"), build(compile=True, cuda_graph=True)
+    trained, applied = capture(compile=True, backend="reference"), build(compile=True, cuda_graph=True)
     trained.update(*batch())
     applied.load_training_state(copy.deepcopy(trained.training_state()))
     assert same_state(trained.training_state(), applied.training_state())
@@ -231,7 +231,7 @@ def test_a_run_with_both_options_is_applied_anywhere(capturable):
 @pytest.mark.parametrize("backend, variant, graphs_made", [
     ("reference", {"method": "erm"}, 1), ("cupy", {"recipe": "paper"}, 5), ("reference", {"recipe": "robust"}, 6),
     *(("reference", {"method": name}, 1) for name in REGISTRY
-      if method_class(name).compiled and name not in ("s2amsnet", "erm"))], indirect=["backend"], ids=str)
+      if method_class(name).supports_compile and name not in ("s2amsnet", "erm"))], indirect=["backend"], ids=str)
 def test_compiled_steps_are_the_plain_ones(backend, variant, graphs_made, monkeypatch):
     """Traced and differentiated as by the default compiler, but not translated, which takes minutes."""
     monkeypatch.setattr(graphs, "COMPILER", "aot_eager")
@@ -283,4 +283,4 @@ def test_fast_steps_on_a_gpu_are_the_plain_ones(variant, precision, options):
             ours, theirs = gradient(network), gradient(twin.get_submodule(name))
             assert (ours - theirs).norm() <= 10 * limit * theirs.norm(), name
         assert method.predict(x).isfinite().all()
-    assert ("cuda_graph" in options) == (method.fast_step.recorded is not None)
+    assert ("cuda_graph" in options) == (method.fast_step.captured is not None)

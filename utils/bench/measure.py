@@ -63,7 +63,7 @@ class Variant:
 
     run: Callable[[Stopwatch], None]
     items: int = 0
-    keeps: bool = True
+    keeps_freed_memory: bool = True
 
 
 def alternate(title: str, makers: dict[str, Callable[[], Variant]], repeats: int,
@@ -87,8 +87,8 @@ def alternate(title: str, makers: dict[str, Callable[[], Variant]], repeats: int
         for _ in range(repeats):
             for name, variant in variants.items():
                 bar.set_postfix_str(name, refresh=live)
-                _set_allocator(variant.keeps)
-                if not variant.keeps:
+                _set_allocator(variant.keeps_freed_memory)
+                if not variant.keeps_freed_memory:
                     grown.clear()
                 elif name not in grown:
                     _time(variant, device)
@@ -120,7 +120,7 @@ def _warm_up(variant: Variant, device: torch.device) -> tuple[dict[str, Any], in
 
     The first takes what stays once and for all: optimiser states, compiled kernels, buffers of libraries.
     """
-    _set_allocator(variant.keeps)
+    _set_allocator(variant.keeps_freed_memory)
     _time(variant, device)
     gc.collect()                                  # the variant before may lie in cycles
     process.give_back()

@@ -59,7 +59,7 @@ class Way:
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    keeps: bool = True
+    keeps_freed_memory: bool = True
     context: Callable[[], AbstractContextManager] = nullcontext
 
 
@@ -68,7 +68,7 @@ def baselines(device: torch.device) -> dict[str, Way]:
     plain = {"backend": "reference"}
     if device.type != "cpu" or not process.is_glibc():
         return {"b": Way("reference", plain), "unfold": Way("unfold", plain, context=through_unfold)}
-    return {"a": Way("reference, default allocator", plain, keeps=False), "b": Way("reference, tuned allocator", plain),
+    return {"a": Way("reference, default allocator", plain, keeps_freed_memory=False), "b": Way("reference, tuned allocator", plain),
             "unfold": Way("unfold, tuned allocator", plain, context=through_unfold)}
 
 
@@ -122,7 +122,7 @@ def step(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     def run(watch: Stopwatch) -> None:
         with way.context(), watch.lap("step"):
             method.update(*batch)
-    return Variant(run, sizes.batch_size, way.keeps)
+    return Variant(run, sizes.batch_size, way.keeps_freed_memory)
 
 
 def parts(way: Way, sizes: Sizes, device: torch.device) -> Variant:
@@ -147,7 +147,7 @@ def parts(way: Way, sizes: Sizes, device: torch.device) -> Variant:
         with watch.lap("optimisers (in the steps)"):
             for optimiser in methods["max step"].optimisers.values():
                 optimiser.step()
-    return Variant(run, sizes.batch_size, way.keeps)
+    return Variant(run, sizes.batch_size, way.keeps_freed_memory)
 
 
 def floor(sizes: Sizes, device: torch.device) -> Variant:
@@ -185,7 +185,7 @@ def inference(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     def run(watch: Stopwatch) -> None:
         with way.context(), watch.lap("inference"):
             method.predict(x)
-    return Variant(run, len(x), way.keeps)
+    return Variant(run, len(x), way.keeps_freed_memory)
 
 
 def scene_by_patches(way: Way, sizes: Sizes, device: torch.device) -> Variant:
@@ -199,7 +199,7 @@ def scene_by_patches(way: Way, sizes: Sizes, device: torch.device) -> Variant:
         with way.context(), watch.lap("scene"):
             for x, _ in sampler.in_order(BATCH):
                 method.predict(x).argmax(1).cpu()
-    return Variant(run, len(pixels), way.keeps)
+    return Variant(run, len(pixels), way.keeps_freed_memory)
 
 
 def scene_as_predicted(way: Way, sizes: Sizes, device: torch.device) -> Variant:
@@ -209,7 +209,7 @@ def scene_as_predicted(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     def run(watch: Stopwatch) -> None:
         with way.context(), watch.lap("scene"):
             map_scene(method, cube, sizes.patch_size, device, way.settings["backend"], progress=False)
-    return Variant(run, cube.shape[0] * cube.shape[1], way.keeps)
+    return Variant(run, cube.shape[0] * cube.shape[1], way.keeps_freed_memory)
 
 
 def data_per_sample(sizes: Sizes, device: torch.device) -> Variant:

@@ -15,7 +15,7 @@ from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
 from datasets.readers import scene_digests
 from datasets.scene import Scene
-from datasets.simulator.cache import load_simulated_or_real, simulated_or_given
+from datasets.simulator.cache import load_scene_or_simulate, scene_folder
 from datasets.splits import labelled_pixels, split_scene
 from model.errors import ConfigError
 from model.methods import Method, Task, method_class
@@ -73,7 +73,7 @@ def choose_device(gpu: int) -> torch.device:
 
 
 def read_scene(config: TrainConfig, name: str) -> Scene:
-    return load_simulated_or_real(name, config.data_path, config.simulation.severity, config.simulation.seed)
+    return load_scene_or_simulate(name, config.data_path, config.simulation.severity, config.simulation.seed)
 
 
 def data_digests(config: TrainConfig) -> dict[str, str]:
@@ -81,7 +81,7 @@ def data_digests(config: TrainConfig) -> dict[str, str]:
     found = {}
     for role, name in (("source", config.source_name), ("target", config.target_name)):
         if name:
-            folder = simulated_or_given(name, config.data_path, config.simulation.severity, config.simulation.seed)
+            folder = scene_folder(name, config.data_path, config.simulation.severity, config.simulation.seed)
             found |= {f"{role}/{file}": digest for file, digest in scene_digests(name, folder).items()}
     return found
 

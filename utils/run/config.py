@@ -222,7 +222,7 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
     if not saved.is_file():
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
     original, config = read_config(saved), read_config(saved, **given)
-    fixed_end = original.lr_schedule != "constant" or method_class(original.method).ramped
+    fixed_end = original.lr_schedule != "constant" or method_class(original.method).needs_progress
     free = FREE_ON_RESUME - ({"max_epoch"} if fixed_end else set())
     changed = [entry.name for entry in fields(config)
                if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
@@ -249,11 +249,11 @@ def check(config: TrainConfig) -> TrainConfig:
     method = method_class(config.method)
     resolve_switches(config)
     config.ablate = sorted(set(config.ablate))
-    if method.single_pass:
+    if method.fits_in_one_epoch:
         config.max_epoch = 1
     if method.uses_target and config.target_name is None:
         raise ConfigError(f"method '{config.method}' adapts to unlabelled target pixels, but there is no target_name.")
-    for option, able in (("compile", method.compiled), ("cuda_graph", method.recorded)):
+    for option, able in (("compile", method.supports_compile), ("cuda_graph", method.supports_cuda_graph)):
         if getattr(config, option) and not able:
             raise ConfigError(f"{option} does not work with method '{config.method}'; leave --{option} out.")
     if config.patch_size < MIN_PATCH or config.patch_size % 2 == 0:

@@ -61,7 +61,7 @@ def announce(config: TrainConfig, data: Data, device: torch.device, epochs: int)
     Nothing is said of a method that learns in one epoch, nor of a run of a few steps.
     """
     timings = min(MOST, epochs * len(data.train) * data.train.repeat // PATCHES)
-    if method_class(config.method).single_pass or timings < 1:
+    if method_class(config.method).fits_in_one_epoch or timings < 1:
         return
     free = free_memory(device)
     found = estimate(config, data, device, timings)

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from datasets.readers import load_scene
-from datasets.simulator.land import CLASS_NAMES, annotate, lay_out
+from datasets.simulator.land import CLASS_NAMES, annotate, draw_land_cover
 from datasets.simulator.materials import MATERIALS
 from datasets.simulator.simulate import SHAPE, WAVELENGTHS, DomainGap, gap_at, simulate_pair, simulate_scene, write_pair
 from model.errors import ConfigError
@@ -82,7 +82,7 @@ def test_digital_numbers_are_integers_of_sixteen_bits():
 @pytest.mark.parametrize("seed", range(6))
 def test_labels_are_unbalanced_leave_a_background_and_miss_no_class(seed):
     for scene_index in (0, 1):
-        layout = lay_out(SHAPE, np.random.default_rng([seed, scene_index, 0]))
+        layout = draw_land_cover(SHAPE, np.random.default_rng([seed, scene_index, 0]))
         counts = np.bincount(annotate(layout, np.random.default_rng(seed)).ravel(), minlength=8)
         assert counts[1:].min() >= 150
         assert counts[1:].max() > 3 * counts[1:].min()
@@ -90,7 +90,7 @@ def test_labels_are_unbalanced_leave_a_background_and_miss_no_class(seed):
 
 
 def test_labelled_pixels_touch_no_other_class():
-    layout = lay_out(SHAPE, np.random.default_rng(5))
+    layout = draw_land_cover(SHAPE, np.random.default_rng(5))
     labels = annotate(layout, np.random.default_rng(6))
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
         neighbour = np.roll(layout.classes, step, axis)

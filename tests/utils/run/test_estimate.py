@@ -20,7 +20,7 @@ from utils.run.estimate import Estimate, Work
 from utils.run.predict import BATCH
 
 CPU = torch.device("cpu")
-LEARNING = [name for name in REGISTRY if not method_class(name).single_pass]
+LEARNING = [name for name in REGISTRY if not method_class(name).fits_in_one_epoch]
 
 
 def config(**entries) -> TrainConfig:
