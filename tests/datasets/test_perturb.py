@@ -10,7 +10,7 @@ from datasets import patches, perturb
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler, place
 from datasets.perturb import FLIGHTS, SIZES, VIEWS, Perturbations, ShiftedSource, brightness, wavelengths_of
-from datasets.simulator.land import lay_out
+from datasets.simulator.land import draw_land_cover
 from datasets.simulator.simulate import SHAPE, WAVELENGTHS, _gain, _reflectance, _sun, gap_at
 from model.ops import cuda
 
@@ -97,7 +97,7 @@ def test_band_shift_interpolates_between_neighbouring_wavelengths(radiance):
 
 
 def test_the_sizes_are_those_of_the_simulated_gap():
-    layout = lay_out(SHAPE, np.random.default_rng([0, 0, 0]))
+    layout = draw_land_cover(SHAPE, np.random.default_rng([0, 0, 0]))
     reflectance = _reflectance(layout, gap_at(0), np.random.default_rng([0, 0, 2]))
     at_550 = reflectance.mean((0, 1))[np.abs(WAVELENGTHS - 550).argmin()]
     position = np.linspace(0, 1, len(WAVELENGTHS))
