@@ -50,7 +50,6 @@ def check_options(settings: Settings, device: torch.device) -> None:
 
 def compile_networks(networks: Iterable[nn.Module]) -> None:
     """Compile networks in place, at their next calls: parameters keep their names, a copy is not compiled."""
-    torch.compiler.assume_constant_result(resolve_backend)
     _log.info("The networks are compiled during the first step, which takes minutes.")
     for network in networks:
         network.compile(backend=COMPILER, dynamic=False, fullgraph=True, isolate_recompiles=True)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from model.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 MISSING = "–"
 

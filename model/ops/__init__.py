@@ -67,6 +67,9 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     return _resolve(backend, device)
 
 
+resolve_backend._dynamo_marked_constant = True      # torch.compiler.assume_constant_result, which loads the compiler
+
+
 @functools.cache
 def _resolve(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
