@@ -197,7 +197,7 @@ def test_ray_says_how_to_install_it(tmp_path, monkeypatch, capsys):
     assert main.main(["sweep", str(file), "--ray"]) == 2
     printed = capsys.readouterr().err
     assert INSTALL in printed and printed.count("ConfigError") == 1
-    assert INSTALL.split()[-1] in (ROOT / "requirements.txt").read_text().split()
+    assert INSTALL.split()[-1] in (ROOT / "requirements-test.txt").read_text().split()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
