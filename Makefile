@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 DEMO   := runs/demo
-# One thread and one worker per core: small tensors gain nothing from more threads.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile
+# Two processes of one thread each; tests of one group run in one process.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup
 
 .PHONY: demo test quick clean
 

@@ -42,5 +42,5 @@ def test_one_file_one_line_one_yaml(pair, tmp_path):
     code = f"import sys, main; sys.exit(sum(map(main.main, {commands})))"
     subprocess.run([sys.executable, "-c", code], cwd=program, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     table = (tmp_path / "runs" / "pairs.md").read_text().splitlines()
-    rows = [line.strip("| ").split(" ")[0] for line in table if line.startswith("|")]
+    rows = [line.strip("| ").split()[0] for line in table if line.startswith("|")]
     assert "band_dropout" in rows and "erm" in rows

@@ -5,21 +5,23 @@ import os
 import signal
 import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster  # only where Ray is there
+import torch
 from test_sweep import write_sweep
 
 import main
 from utils.run.folder import RunFolder, find_runs
+from utils.sweep.sweep import SweepConfig, sweep_runs
 
-pytest.importorskip("ray", reason="Ray, which is optional, is not installed")
+Cluster = pytest.importorskip("ray.cluster_utils", reason="Ray, which is optional, is not installed").Cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]        # one cluster, and one test at a time in it
 
 MACHINE = {"object_store_memory": 80 * 2 ** 20, "include_dashboard": False}
-FIRST_RECORDS = 300.0        # seconds for runs to get under way
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +40,47 @@ def network():
 
 
 @pytest.fixture
-def cluster(network, monkeypatch):
-    """The cluster with two machines of one CPU each, in an environment where sequential runs have one thread too."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def cluster(network):
+    """The cluster with two machines of one CPU each."""
     while len(network.worker_nodes) < 2:
         network.add_node(num_cpus=1, **MACHINE)
     return network
 
 
-def under_way(folder: Path, number: int) -> list[RunFolder]:
-    """Waits for so many unfinished runs with records; empty where there are not so many in time."""
-    end = time.monotonic() + FIRST_RECORDS
-    while time.monotonic() < end:
-        found = [run for run in find_runs([folder])
-                 if run.read_run().get("status") == "running" and run.records(run.epochs)]
-        if len(found) >= number:
-            return found
-        time.sleep(0.05)
-    return []
+def under_way(folder: Path) -> list[RunFolder]:
+    """Unfinished runs with records."""
+    return [run for run in find_runs([folder])
+            if run.read_run().get("status") == "running" and run.records(run.epochs)]
 
 
-def once_under_way(folder: Path, number: int, act: Callable[[], object]) -> None:
-    """Does something as soon as so many runs are under way, in a thread of its own."""
-    threading.Thread(target=lambda: under_way(folder, number) and act(), daemon=True).start()
+@contextmanager
+def once_under_way(folder: Path, number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Does something as soon as so many runs are under way, in a thread of its own, which ends with the block."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if len(under_way(folder)) >= number:
+                return act()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def train_here(file: Path) -> None:
+    """Train every run of a sweep in this process, with one thread as a task of the cluster has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run, _ in sweep_runs(file, SweepConfig()):
+            main.train([*run.words, "--run_name", run.name])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -73,8 +93,8 @@ def written(folder: Path) -> dict[str, bytes]:
 
 def test_an_interruption_reaches_the_runs_which_save(cluster, pair, tmp_path, capfd):
     file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "100000"))
-    once_under_way(runs, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert main.main(["sweep", str(file), "--ray", cluster.address]) == 130
+    with once_under_way(runs, 2, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert main.main(["sweep", str(file), "--ray", cluster.address]) == 130
     begun = find_runs([runs])
     assert len(begun) == 2 and all(run.read_run()["status"] == "interrupted" for run in begun)
     assert all(f"go on with: python main.py --resume {run.path}" in (run.path / "log.txt").read_text() for run in begun)
@@ -103,14 +123,15 @@ def test_failures_are_listed_and_the_others_go_on(cluster, pair, tmp_path, caplo
 
 
 def test_a_killed_machine_leaves_the_table_of_a_sequential_sweep(cluster, pair, tmp_path):
-    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "12", "--oracle", "true"))
-    assert main.main(["sweep", str(file)]) == 0
+    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "20", "--oracle", "true"), seeds=[0], variants=[
+        {"recipe": "paper"}, {"recipe": "released"}, {"method": "erm"}])
+    train_here(file)
     sequential = written(runs)
     runs.rename(tmp_path / "sequential")
     machine = cluster.worker_nodes.copy().pop()
-    once_under_way(runs, 2, lambda: cluster.remove_node(machine, allow_graceful=False))
-    assert main.main(["sweep", str(file), "--ray", cluster.address]) == 0
+    with once_under_way(runs, 2, lambda: cluster.remove_node(machine, allow_graceful=False)):
+        assert main.main(["sweep", str(file), "--ray", cluster.address]) == 0
     assert machine not in cluster.worker_nodes
     assert any("--resume" in run.read_run()["command"] for run in find_runs([runs]))
     assert written(runs) == sequential
-    assert "tables/pairs.md" in sequential and sum(name.endswith("evaluation.json") for name in sequential) == 4
+    assert "tables/pairs.md" in sequential and sum(name.endswith("evaluation.json") for name in sequential) == 3
