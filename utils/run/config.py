@@ -224,10 +224,10 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
     original, config = read_config(saved), read_config(saved, **given)
     fixed_end = original.lr_schedule != "constant" or method_class(original.method).needs_progress
     free = FREE_ON_RESUME - ({"max_epoch"} if fixed_end else set())
-    changed = [entry.name for entry in fields(config)
-               if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
-    if changed:
-        raise CheckpointError(f"--resume {folder} cannot change {', '.join(changed)}; start a new run for that. "
+    different = [entry.name for entry in fields(config)
+                 if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
+    if different:
+        raise CheckpointError(f"--resume {folder} cannot change {', '.join(different)}; start a new run for that. "
                               f"Free to change: {', '.join(sorted(free - {'resume'}))}.")
     return config
 
