@@ -34,6 +34,15 @@ SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filter
          "--max_epoch", "2", "--gpu", "-1"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """slow_but is slow, except with some parameters."""
+    for item in items:
+        marker = item.get_closest_marker("slow_but")
+        if marker and item.callspec.id not in marker.args:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def plain_logging(caplog):
     """Log records of the program are captured, whatever an earlier test set."""
@@ -48,10 +57,12 @@ def same_numbers():
 
 def crop(scene: Scene, shape: tuple[int, int]) -> Scene:
     """The window of this shape in which the rarest class has the most labelled pixels."""
-    labels = np.lib.stride_tricks.sliding_window_view(scene.labels, shape)          # [rows, columns, H, W]
-    fewest = np.min([(labels == k).sum(axis=(2, 3)) for k in range(1, scene.n_classes + 1)], axis=0)
-    row, column = np.unravel_index(fewest.argmax(), fewest.shape)
-    window = np.s_[row:row + shape[0], column:column + shape[1]]
+    height, width = shape
+    before = np.zeros((scene.shape[0] + 1, scene.shape[1] + 1, scene.n_classes), int)    # pixels above and to the left
+    before[1:, 1:] = (scene.labels[..., None] == np.arange(1, scene.n_classes + 1)).cumsum(axis=0).cumsum(axis=1)
+    counts = before[height:, width:] - before[:-height, width:] - before[height:, :-width] + before[:-height, :-width]
+    row, column = np.unravel_index(counts.min(axis=2).argmax(), counts.shape[:2])
+    window = np.s_[row:row + height, column:column + width]
     return replace(scene, cube=scene.cube[window].copy(), labels=scene.labels[window].copy())
 
 

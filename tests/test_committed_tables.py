@@ -64,7 +64,6 @@ def committed() -> dict[Command, list[Path]]:
 
 
 TABLES = committed()
-SLOW = "--layout cost"        # counts the operations of every method
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,8 @@ def test_every_folder_with_an_archive_has_a_table_that_is_remade():
     assert {command.text.split()[0] for command in TABLES} == {"tables", "study"}
 
 
-@pytest.mark.parametrize("command", [pytest.param(command, marks=[pytest.mark.slow] * (SLOW in command.text),
-                                                  id=command.text.partition(" --insert")[0]) for command in TABLES])
+@pytest.mark.slow_but("tables runs/robust runs/robust_real --layout overview --out figure/robust")
+@pytest.mark.parametrize("command", TABLES, ids=lambda command: command.text.partition(" --insert")[0])
 def test_committed_tables_are_remade_from_their_records(command, records, tmp_path, monkeypatch):
     """Markdown, CSV, LaTeX and the page that they are put into: nothing differs but how the words were quoted."""
     monkeypatch.chdir(records)

@@ -42,6 +42,7 @@ def test_pairs_that_do_not_fit_are_refused(scenes):
         check_pair(source, target, 151)
 
 
+@pytest.mark.slow
 def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
     scene = load_scene_or_simulate("SimSource", str(tmp_path), 1.0, 0)
     folder, = tmp_path.iterdir()
@@ -62,6 +63,7 @@ def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
     assert again.sha256 == scene.sha256
 
 
+@pytest.mark.slow
 def test_several_processes_may_write_the_simulated_pair(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         scenes = list(pool.map(lambda _: load_scene_or_simulate("SimSource", str(tmp_path), 1.0, 1), range(3)))

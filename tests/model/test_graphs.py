@@ -109,12 +109,14 @@ def capture(**variant):
     return method
 
 
+@pytest.mark.slow_but("reference-{'recipe': 'released'}", "reference-{'method': 'erm'}")
 @pytest.mark.parametrize("backend, variant", [
     ("reference", {"recipe": "released"}), ("cupy", {"recipe": "released"}), ("cupy", {"recipe": "paper"}),
     ("cupy", {"generators": "shared", "source_ce": "on", "precision": "bf16"}), ("reference", {"method": "erm"}),
     ("cupy", {"recipe": "robust"}), ("cupy", {"method": "erm_gain"}),
     *(("reference", {"method": name}) for name in REGISTRY
-      if method_class(name).supports_cuda_graph and name not in ("s2amsnet", "erm", "erm_gain"))], indirect=["backend"], ids=str)
+      if method_class(name).supports_cuda_graph and name not in ("s2amsnet", "erm", "erm_gain"))],
+    indirect=["backend"], ids=str)
 def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
     method, twin = capture(**variant), plain(**variant)
     for i, n in enumerate(SIZES):
@@ -125,6 +127,7 @@ def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
     assert method.diagnostics(*batch()) == twin.diagnostics(*batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cupy"], indirect=True)
 def test_going_on_from_a_checkpoint_records_anew(backend, capturable):
     whole, broken, fresh = (capture(recipe="released") for _ in range(3))
@@ -228,6 +231,7 @@ def test_a_run_with_both_options_is_applied_anywhere(capturable):
     assert applied.predict(batch()[0]).shape == (6, 3) and applied.diagnostics(*batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend, variant, graphs_made", [
     ("reference", {"method": "erm"}, 1), ("cupy", {"recipe": "paper"}, 5), ("reference", {"recipe": "robust"}, 6),
     *(("reference", {"method": name}, 1) for name in REGISTRY

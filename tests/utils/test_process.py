@@ -91,15 +91,22 @@ def test_freed_memory_really_stays_and_goes():
     assert kept - gone > 100 * 2 ** 20 and kept - given_back > 100 * 2 ** 20
 
 
-def test_the_highest_point_outlives_a_new_peak():
-    process.give_back()                                                # what earlier tests freed would take the block
+def peaks() -> tuple[int, int, int, int, int]:
+    """Bytes above those held at first: the highest point and the peak after 64 MiB more were, and, once they are freed
+    and a new peak is begun, the same two; and the highest point while they were held."""
     held = process.reset_peak(CPU)
-    if held is None:
-        pytest.skip("this system does not tell the peak of a part of a process")
-    block = torch.ones(2 ** 24)                                        # 64 MiB
-    highest = process.highest()
-    assert highest > held + 0.9 * 2 ** 26
+    block = torch.ones(2 ** 24)
+    during = process.highest()
     del block
     process.give_back()
+    first = process.highest(), process.peak(CPU)
     process.reset_peak(CPU)
-    assert process.peak(CPU) < held + 2 ** 25 and process.highest() >= highest
+    return tuple(value - held for value in (during, *first, process.highest(), process.peak(CPU)))
+
+
+def test_a_peak_is_that_of_its_part_and_the_highest_point_outlives_it():
+    if process.reset_peak(CPU) is None:
+        pytest.skip("this system does not tell the peak of a part of a process")
+    during, highest, peak, still, new_peak = in_a_fresh_process(peaks)
+    assert 0.9 * 2 ** 26 < peak < 1.5 * 2 ** 26 and during > 0.9 * 2 ** 26
+    assert new_peak < 2 ** 25 and still >= highest >= during

@@ -79,6 +79,7 @@ def test_digital_numbers_are_integers_of_sixteen_bits():
         assert 1000 < scene.cube.max() < 65535          # neither empty nor saturated
 
 
+@pytest.mark.slow_but("0")
 @pytest.mark.parametrize("seed", range(6))
 def test_labels_are_unbalanced_leave_a_background_and_miss_no_class(seed):
     for scene_index in (0, 1):
@@ -99,6 +100,7 @@ def test_labelled_pixels_touch_no_other_class():
     assert not (labels > 0)[layout.shadow].any()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_pair_and_another_seed_another():
     first, again, other = pair(1.0, 0), simulate_pair(1.0, 0), pair(1.0, 1)
     for a, b, c in zip(first, again, other):
@@ -171,12 +173,14 @@ def test_grass_has_a_red_edge_and_water_is_dark_in_the_infrared():
     assert means["water"][infrared] < 0.2 * min(means[name][infrared] for name in CLASS_NAMES if name != "water")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_without_a_gap_the_target_is_as_easy_as_the_source(seed):
     assert source_classifier(seed)[1] >= 0.95
     assert target_scores(0.0, seed)[0] >= 0.93
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_default_gap_costs_a_pixel_classifier_much_but_not_all(seed):
     accuracy, kappa = target_scores(1.0, seed)
@@ -184,12 +188,14 @@ def test_the_default_gap_costs_a_pixel_classifier_much_but_not_all(seed):
     assert kappa > 0.35
 
 
+@pytest.mark.slow
 def test_accuracy_falls_with_severity():
     means = [np.mean([target_scores(severity, seed)[0] for seed in SEEDS]) for severity in (0.0, 0.5, 1.0, 2.0)]
     assert (np.diff(means) < -0.03).all()
     assert 0.25 < means[-1] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["radiometry", "materials"])
 def test_the_gap_is_more_than_one_trick(kept):
     gap = asdict(gap_at(1.0))
@@ -212,6 +218,7 @@ def test_files_hold_the_scenes_in_both_matlab_formats(tmp_path):
     assert len(list(folder.iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_the_scene_files_describe_what_is_written(tmp_path):
     write_pair(tmp_path, 1.0, 0)
     for made in pair(1.0, 0):
@@ -222,6 +229,7 @@ def test_the_scene_files_describe_what_is_written(tmp_path):
         assert (read.class_names, read.rgb_bands) == (made.class_names, made.rgb_bands)
 
 
+@pytest.mark.slow
 def test_the_same_arguments_write_the_same_bytes(tmp_path):
     for folder in ("a", "b"):
         write_pair(tmp_path / folder, 0.5, 4)

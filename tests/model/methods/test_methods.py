@@ -58,6 +58,7 @@ def test_prediction_is_patch_by_patch_and_leaves_no_trace(name):
         assert same_state(before, method.state_dict())
 
 
+@pytest.mark.slow_but("s2amsnet", "erm", "dsan", "pden", "svm")
 @pytest.mark.parametrize("name", METHODS)
 def test_one_seed_one_result(name):
     (one, first), (other, second), (third, _) = trained(name), trained(name), trained(name, seed=1)
@@ -80,6 +81,7 @@ def test_an_update_draws_from_the_runs_own_streams(name):
     assert found[0][0] == found[1][0] and same_state(found[0][1], found[1][1])
 
 
+@pytest.mark.slow_but("s2amsnet", "erm", "dsan", "pden", "svm")
 @pytest.mark.parametrize("name", METHODS)
 def test_state_round_trip(name):
     """A method that loads another one's state and streams goes on as that one does."""
@@ -111,6 +113,7 @@ def test_diagnostics_and_views(name):
         assert view.shape == x.shape and view.isfinite().all(), key
 
 
+@pytest.mark.slow_but("erm", "svm")
 @pytest.mark.parametrize("name", METHODS)
 def test_learns_what_is_easy(name):
     """Classes that differ in one band each are told apart after some steps, on patches that no update saw."""
@@ -132,6 +135,7 @@ def test_learns_what_is_easy(name):
         assert (method.predict(x).argmax(1) == y).float().mean() > 0.9
 
 
+@pytest.mark.slow_but("coral")
 @pytest.mark.parametrize("name", ADAPTING)
 def test_adaptation_sees_pixels_not_labels(name, pair, tmp_path, scenes):
     """Target labels dealt out anew over the whole scene, unlabelled pixels included, change no weight; another target

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from utils.run.folder import ROOT
 
 METHOD = '''"""ERM on patches whose bands are dropped at random."""
@@ -23,6 +25,7 @@ class BandDropout(ERM):
 '''
 
 
+@pytest.mark.slow
 def test_one_file_one_line_one_yaml(pair, tmp_path):
     program = tmp_path / "program"
     program.mkdir()

@@ -165,6 +165,7 @@ def test_seeds_come_from_the_run():
     assert one.discriminator.seed == build(method="random_forest", seed=0).discriminator.seed
 
 
+@pytest.mark.slow_but("svm")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_can_be_gone_on_with_and_evaluated(name, pair, tmp_path, capsys):
     run = pair.run("--method", name, "--max_epoch", "5", "--oracle", "--validators", save_path=tmp_path)
@@ -177,6 +178,7 @@ def test_a_run_can_be_gone_on_with_and_evaluated(name, pair, tmp_path, capsys):
     assert f"OA {100 * confusion.trace() / confusion.sum():.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_maps_figures_and_tables_of_a_run(pair, tmp_path, capsys):
     run = pair.run("--method", "svm", save_path=tmp_path / "runs")
     assert main.main(["figures", str(run.path)]) == 0 and main.main(["tables", str(tmp_path / "runs")]) == 0

@@ -185,6 +185,7 @@ def test_a_build_is_kept_and_a_changed_source_is_built_anew(cache, caplog):
     assert len(list((cache / "cache").glob("answer-*.so"))) == 2
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_processes_wait_for_the_one_that_builds(cache):
     words = ("from pathlib import Path; from model.ops.build import library; "

@@ -34,6 +34,7 @@ def value_and_gradients(function, inputs):
     return [y.detach(), *torch.autograd.grad(y, inputs, pull)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("shape, dtype, layout, relu", [
     ((0, 5, 5, 4), torch.float32, "planes", False), ((2, 5, 5, 4), torch.bfloat16, "planes", True),
@@ -48,12 +49,14 @@ def test_registration(requires_grad, shape, dtype, layout, relu):
     torch.library.opcheck(cuda.involution_grad_kernel, (grad, x, kernel, relu))
 
 
+@pytest.mark.slow
 def test_registration_with_strided_inputs():
     x, kernel = make_inputs(dtype=torch.float32)
     strided = [tensor.transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for tensor in (x, kernel)]
     torch.library.opcheck(cuda.involution, strided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_registration_of_the_gathers(channels_last):
     cube, seed = torch.randn(4, 9, 7), torch.tensor([7])
@@ -67,6 +70,7 @@ def test_registration_of_the_gathers(channels_last):
                            reference.gather_augmented(cube, CENTRES, 5, seed))
 
 
+@pytest.mark.slow_but("True-planes")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradients_of_the_registered_operators(layout, relu):
@@ -98,6 +102,7 @@ def test_only_the_wanted_gradient(wanted):
     assert torch.equal(alone[wanted].grad, both[wanted].grad) and alone[1 - wanted].grad is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["planes", "tap-major"])
 def test_compiled_function_keeps_values_and_gradients(layout):
     inputs = make_inputs(dtype=torch.float32, requires_grad=True, layout=layout)

@@ -24,6 +24,7 @@ SHAPES = [(2, 1, 5, 5), (1, 2, 7, 5), (2, 3, 5, 5), (3, 4, 5, 7), (1, 5, 9, 8), 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ("sm_75", "sm_80", "sm_90"))
 def test_nvrtc_compiles_every_kernel(arch):
     pytest.importorskip("cupy", reason="needs CuPy for its NVRTC binding")

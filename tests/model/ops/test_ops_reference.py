@@ -142,6 +142,7 @@ def test_autocast_casts_both_and_returns_gradients_in_the_leaves_types():
         assert involution(*make_inputs(5, 5, 5)).dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_involution_compiles_without_a_break():
     x, kernel = (tensor.requires_grad_() for tensor in make_inputs(5, 5, 5, dtype=torch.float32))
 

@@ -88,6 +88,7 @@ def test_scene_sizes(height, width, backend):
     assert difference(scan(discriminator, cube, 5, backend), exact(discriminator, cube, 5)) < 3e-6
 
 
+@pytest.mark.slow_but("reference-1-1", "cpu-4-3", "cpu-1000-100")
 @pytest.mark.parametrize("rows", (1, 3, 7, 100))
 @pytest.mark.parametrize("columns", (1, 4, 1000))
 @pytest.mark.parametrize("backend", BACKENDS)

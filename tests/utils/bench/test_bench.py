@@ -1,7 +1,6 @@
 """main.py bench: what it measures, how, and the tables it makes of it."""
 
 import json
-import time
 from functools import partial
 
 import numpy as np
@@ -36,6 +35,7 @@ def measured(tmp_path_factory):
     return code, out, readme
 
 
+@pytest.mark.slow
 def test_small_bench_measures_everything(measured):
     code, out, _ = measured
     result = json.loads((out / "speed.json").read_text())
@@ -56,6 +56,7 @@ def test_small_bench_measures_everything(measured):
         assert all(found["peak_bytes"] >= found["held_bytes"] > 2 ** 20 for found in result["step"].values())
 
 
+@pytest.mark.slow
 def test_table_is_made_from_the_json_and_put_into_a_file(measured):
     _, out, readme = measured
     text = table.text(json.loads((out / "speed.json").read_text()))
@@ -63,6 +64,7 @@ def test_table_is_made_from_the_json_and_put_into_a_file(measured):
     assert readme.read_text() == f"before\n<!-- small/speed -->\n{text}\n<!-- /small/speed -->\nafter\n"
 
 
+@pytest.mark.slow
 def test_small_sweep_writes_json_table_and_figure(tmp_path):
     assert main.main([*WORDS, "--sweep", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "growth.json").read_text())
@@ -127,13 +129,32 @@ def test_summary():
     assert found == {"seconds": [4.0, 1.0, 3.0, 2.0, 10.0], "median": 3.0, "min": 1.0, "iqr": 2.0}
 
 
-def test_stopwatch_adds_up_laps():
+class Clock:
+    """Stands for `time`: it goes on while somebody sleeps, and only then."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(measure, "time", clock := Clock())
+    return clock
+
+
+def test_stopwatch_adds_up_laps(clock):
     watch = Stopwatch(CPU)
     for name in ("a", "b", "a"):
         with watch.lap(name):
-            time.sleep(0.01)
-    found = watch.seconds()
-    assert list(found) == ["a", "b"] and found["a"] > found["b"] >= 0.01 and found["a"] >= 0.02
+            clock.sleep(0.25)
+        clock.sleep(8.0)
+    assert watch.seconds() == {"a": 0.5, "b": 0.25}
 
 
 def test_variants_take_turns_and_memory_is_ready(monkeypatch):
@@ -160,31 +181,17 @@ def test_variants_take_turns_and_memory_is_ready(monkeypatch):
     assert all(len(found[name]["laps"]["lap"]["seconds"]) == 2 for name in "ABC")
 
 
-def test_short_work_is_repeated_within_one_timing(monkeypatch):
+def test_short_work_is_repeated_within_one_timing(monkeypatch, clock):
     runs = []
 
     def run(watch):
         runs.append(1)
         with watch.lap("lap"):
-            time.sleep(0.01)
-    monkeypatch.setattr(measure, "SHORTEST", 0.03)
+            clock.sleep(0.25)
+    monkeypatch.setattr(measure, "SHORTEST", 0.7)
     found = alternate("test", {"A": lambda: Variant(run)}, 1, CPU)["A"]
-    assert len(runs) >= 3 + 1 + 2                                        # warm-up, heap, at least two to reach 0.03 s
-    assert 0.01 <= found["laps"]["lap"]["median"] < 0.02
-
-
-def test_peak_memory_is_that_of_the_run():
-    process.give_back()                                                # what earlier tests freed would take the block
-    held = process.reset_peak(CPU)
-    if held is None:
-        pytest.skip("this system does not tell the peak of a part of a process")
-    block = torch.ones(2 ** 24)                                          # 64 MiB
-    del block
-    process.give_back()
-    rise = process.peak(CPU) - held
-    assert 0.9 * 2 ** 26 < rise < 1.5 * 2 ** 26
-    process.reset_peak(CPU)
-    assert process.peak(CPU) < held + 2 ** 25
+    assert len(runs) == 3 + 1 + 3                                        # warm-up, heap, and three to reach 0.7 s
+    assert found["laps"]["lap"]["median"] == 0.25
 
 
 def test_memory_is_none_where_the_system_does_not_tell(monkeypatch, tmp_path):
@@ -240,6 +247,7 @@ def test_per_sample_data_set_cuts_and_augments_as_the_sampler():
     torch.testing.assert_close(dataset[1][0], 1.1 * cut[1].flip(1, 2) + 1 / 25)
 
 
+@pytest.mark.slow
 def test_counted_operations_are_those_of_the_reference_step():
     sizes = Sizes(5, 8, 4, 6, 10, "released", (8, 9))
     counts = {name: workloads.step_flops(way, sizes, CPU) for name, way in workloads.baselines(CPU).items()}

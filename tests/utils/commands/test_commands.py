@@ -67,8 +67,9 @@ def test_predict_maps_a_new_scene_without_the_training_data(pair, tmp_path, scen
         assert file.crs.to_epsg() == 32615 and file.transform == transform and file.shape == (20, 30)
         labels = file.read(1)
         assert file.nodata == 0 and labels[3, 4] == 0 and (labels == 0).sum() == 1
-    assert main.main(["evaluate", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml")]) == 2
-    assert main.main(["predict", "--run", str(run.path), "--scene", str(tmp_path / "new.yaml"), "--out", "map.png"]) == 2
+    words = ["--run", str(run.path), "--scene", str(tmp_path / "new.yaml")]
+    assert main.main(["evaluate", *words]) == 2
+    assert main.main(["predict", *words, "--out", "map.png"]) == 2
     assert "must end in .tif" in capsys.readouterr().err
 
 
@@ -77,12 +78,14 @@ def test_released_checkpoints_are_written_and_read_bit_by_bit(run, shared_pair, 
     assert main.main(["export", "--run", str(run.path), "--out", str(path)]) == 0
     ours = checkpoint.load(run.checkpoint)["state"]["selected"]["last"]["discriminator"]
     theirs = checkpoint.load(path)
-    assert list(theirs) == ["Discriminator"] and "Spectral_Weight_1.f_inv_12.conv1.conv.weight" in theirs["Discriminator"]
+    assert list(theirs) == ["Discriminator"]
+    assert "Spectral_Weight_1.f_inv_12.conv1.conv.weight" in theirs["Discriminator"]
     state, task, width = weights.read_weights(path)
     assert same_state(state, dict(ours)) and (task.bands, task.n_classes, task.patch_size, width) == (48, 7, 5, 8)
     capsys.readouterr()
     assert main.main(["evaluate", "--run", str(run.path)]) == 0
-    assert main.main(["evaluate", "--weights", str(path), "--scene", str(shared_pair.target), "--kernel_activation", "none"]) == 0
+    assert main.main(["evaluate", "--weights", str(path), "--scene", str(shared_pair.target), "--kernel_activation",
+                      "none"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:len(lines) // 2] == lines[len(lines) // 2 + 1:] and "these weights" in lines[1]
     maps = []
@@ -99,7 +102,8 @@ def test_weights_that_do_not_fit_are_named(run, shared_pair, tmp_path, capsys):
     main.main(["export", "--run", str(run.path), "--out", str(path)])
     words = ["evaluate", "--weights", str(path), "--scene", str(shared_pair.target)]
     content = checkpoint.load(path)["Discriminator"]
-    for spoil, message in ((lambda s: s.pop("fc1.weight"), "fc1.weight"), (lambda s: s.update(x=s["fc1.bias"]), "holds x"),
+    for spoil, message in ((lambda s: s.pop("fc1.weight"), "fc1.weight"),
+                           (lambda s: s.update(x=s["fc1.bias"]), "holds x"),
                            (lambda s: s.pop("Weight_Alpha"), "lacks branch_logits"),
                            (lambda s: s.update({"fc1.bias": s["fc1.bias"][:-1]}), "shape")):
         spoiled = dict(content)
@@ -123,6 +127,7 @@ def test_figures_of_a_run(run, capsys):
     assert run.checkpoint.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_figures_of_a_control_without_a_target(pair, tmp_path):
     run = pair.run("--method", "erm_gain", "--target_name", "null", save_path=tmp_path)
     assert main.main(["figures", str(run.path)]) == 0

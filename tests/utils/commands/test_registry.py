@@ -58,6 +58,7 @@ def test_version_names_file_and_commit(capsys):
     assert len(words) == 2 or len(words[3].rstrip("+")) == 40
 
 
+@pytest.mark.slow
 def test_start_up_loads_only_what_a_command_needs():
     code = "import sys, main; from utils.run.config import parse_train; parse_train([]); " \
            "print(*{'torch._dynamo', 'matplotlib', 'ray', 'sklearn.manifold'} & set(sys.modules))"

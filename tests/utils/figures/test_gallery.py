@@ -90,6 +90,8 @@ def runs(tmp_path_factory, simulated):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gallery")
 def test_pairs_and_methods_are_told_apart(runs):
     table = of_runs.collect([runs])
     found = of_runs.named(table[table["rule"] == "last"])
@@ -97,6 +99,8 @@ def test_pairs_and_methods_are_told_apart(runs):
     assert set(found["name"]) == {"erm", "erm_gain"} and len(found) == 6
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gallery")
 @pytest.mark.parametrize("layout, files", [
     ("seeds", ["seeds.png"]), ("severity", ["severity_SimSource-SimTarget_0.png"]),
     ("maps", [f"maps_SimSource-SimTarget_severity_{k}_seed_0.png" for k in (1, 2)]),
@@ -108,6 +112,8 @@ def test_figures_from_the_command_line(runs, tmp_path, capsys, monkeypatch, layo
     assert sorted(capsys.readouterr().out.split()) == [str(tmp_path / name) for name in files]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gallery")
 def test_maps_show_one_seed_that_methods_share(runs):
     drawn = of_runs.gallery("maps", [runs], gpu=-1)
     for figure in drawn.values():
@@ -117,6 +123,8 @@ def test_maps_show_one_seed_that_methods_share(runs):
     assert f"erm_gain: AA {100 * run['aa']:.1f}, κ {100 * run['kappa']:.1f}" in captions
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gallery")
 def test_severity_needs_two_of_them(runs):
     with pytest.raises(UserError, match="two severities"):
         of_runs.gallery("severity", list(runs.glob("*erm_gain*"))[:1])

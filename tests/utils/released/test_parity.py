@@ -26,6 +26,7 @@ def test_the_released_recipe_reproduces_the_recorded_values(path, capsys):
     assert sum(line.startswith("ok") for line in lines) >= 40 and not [l for l in lines if l.startswith("FAIL")]
 
 
+@pytest.mark.slow_but("sizes0")
 @pytest.mark.parametrize("sizes", [
     {}, {"n_bands": 102, "patch_size": 7, "classes": 7}, {"n_bands": 176, "classes": 12, "generator_channels": 24},
     {"n_bands": 102, "patch_size": 13, "discriminator_channels": 128}, {"layers": [4, 8], "steps": 1, "batch": 1},
@@ -86,6 +87,7 @@ def test_a_max_step_that_drops_a_term_on_its_way_back_is_caught(monkeypatch, who
     assert not any("step 0" in quantity for quantity in failed)
 
 
+@pytest.mark.slow_but("forward/x")
 @pytest.mark.parametrize("name", ["forward/x", "loop/1/noise", "final/x", "final/logits_eval", "forward/mmirn_layer_4",
                                   "gradient/mi_generator/Net1.generate1.weight",
                                   "init/discriminator/fc1.weight", "final/generator/Net2.bn2.running_var"])

@@ -122,6 +122,7 @@ def random_states() -> list:
     return [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]
 
 
+@pytest.mark.slow_but("s2amsnet", "erm")
 @pytest.mark.parametrize("name", LEARNING)
 def test_every_method_is_probed_and_no_random_stream_moves(name):
     method, streams = build(method=name, patch_size=7), Streams(333, CPU)
@@ -151,6 +152,7 @@ def extrapolated_and_taken(n) -> tuple[float | None, float | None]:
     return found.memory, estimate.memory_of(estimate.step_of(method, n), CPU)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step():
     """In a fresh process: holes that earlier tests left in this one's heap would show."""
     found, taken = in_a_fresh_process(extrapolated_and_taken, 128)
@@ -159,6 +161,7 @@ def test_memory_of_a_step():
     assert found == pytest.approx(taken, rel=0.5)                      # the quarter alone would be far below
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_the_estimate(pair, tmp_path, caplog, monkeypatch):
     runs = []
     for patches in (1, 10 ** 9):

@@ -134,6 +134,7 @@ def test_settings_that_are_off_leave_a_runs_name_alone():
     assert run_name(plain) == run_name(parse_train(["--validators"])) != run_name(parse_train(["--patience", "5"]))
 
 
+@pytest.mark.slow
 def test_evaluations_may_be_epochs_apart(pair, tmp_path):
     """The same weights from fewer records; the last epoch has one; a resumed run goes on from the last record."""
     words = ["--method", "erm", "--max_epoch", "5", "--lr_schedule", "cosine"]
@@ -147,6 +148,7 @@ def test_evaluations_may_be_epochs_apart(pair, tmp_path):
     assert same_state(first, second)
 
 
+@pytest.mark.slow
 def test_a_robust_run_interrupted_between_evaluations_goes_on_as_if_nothing_had_happened(pair, tmp_path, monkeypatch):
     words, plain, calls = ["--recipe", "robust", "--max_epoch", "5", "--eval_interval", "2"], S2AMSnet.update, []
     whole = pair.run(*words, save_path=tmp_path / "whole")

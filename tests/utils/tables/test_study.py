@@ -220,6 +220,7 @@ def rows_of(figure, columns):
     return [axes.get_ylabel().replace("\n", " ") for axes in figure.axes[::columns]]
 
 
+@pytest.mark.slow_but("pairs0")
 @pytest.mark.parametrize("pairs", [("AB",), ("AB", "CD")])
 def test_figures_have_their_panels_and_legends(tmp_path, pairs):
     write_study(tmp_path, pairs=pairs, seeds=3)
@@ -240,6 +241,7 @@ def test_figures_have_their_panels_and_legends(tmp_path, pairs):
         assert legible(figure), name
 
 
+@pytest.mark.slow
 def test_six_pairs_fit_side_by_side(tmp_path):
     write_study(tmp_path, pairs=("AB", "CD", "EF", "GH", "IJ", "KL"), seeds=1, epochs=2)
     points = study.read([tmp_path])
@@ -289,6 +291,7 @@ def test_a_method_has_one_colour_and_its_own_n(tmp_path):
     assert len(set(map(str, many.values()))) == 18
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_tables_and_their_command(tmp_path, capsys):
     write_study(tmp_path / "runs", pairs=("AB",))
     page, out = tmp_path / "page.md", tmp_path / "diagnosis"

@@ -35,6 +35,7 @@ def config(**entries):
     return check(TrainConfig(**sizes | entries))
 
 
+@pytest.mark.slow_but("{'method': 'erm'}")
 @pytest.mark.parametrize("entries", [{"method": "erm"}, {"recipe": "released"}], ids=str)
 def test_parameters_and_operations_of_a_patch_are_those_of_the_layers(entries):
     chosen = config(backend="reference", **entries)
@@ -64,6 +65,7 @@ def test_an_erm_step_is_three_predictions_without_the_gradient_of_the_patches():
     assert 2.5 * n * found.patch < found.step < 3 * n * found.patch
 
 
+@pytest.mark.slow
 def test_an_extrapolated_step_is_the_step_itself():
     chosen = config(recipe="released", batch_size=20, backend="reference")
     with FlopCounterMode(display=False) as counter:
@@ -76,6 +78,7 @@ def test_extrapolation_is_exact_for_a_parabola():
     assert cost.extrapolated((4, 8, 12), [value(4), value(8), value(12)], 333) == value(333)
 
 
+@pytest.mark.slow_but("dsan", "svm")
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("s2amsnet", "erm")])
 def test_every_method_can_be_counted(name):
     found = cost.count(config(method=name, patch_size=7), Task(14, 3, 7))

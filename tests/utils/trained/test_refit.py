@@ -13,6 +13,7 @@ from utils.trained.load import load_run
 from utils.trained.rescore import refit, transfer
 
 
+@pytest.mark.slow_but("--method dsan")
 @pytest.mark.parametrize("words", [["--recipe", "paper"], ["--recipe", "robust"], ["--method", "dsan"]], ids=" ".join)
 def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp_path, words):
     first = pair.run(*words, "--batchnorm_statistics", "running", "--oracle", "--validators",
@@ -36,6 +37,7 @@ def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp
         load_run(made, "shifted-source")
 
 
+@pytest.mark.slow
 def test_it_goes_with_transfer_in_either_order(trained, other_target, tmp_path):
     first = trained("--method", "erm")
     one = transfer(refit(first, str(tmp_path / "fitted")), other_target)
@@ -45,6 +47,7 @@ def test_it_goes_with_transfer_in_either_order(trained, other_target, tmp_path):
     assert one.records(one.epochs) == two.records(two.epochs)
 
 
+@pytest.mark.slow
 def test_the_command_makes_one_of_every_run_once_and_tables_take_it(trained, tmp_path, capsys):
     runs = [trained("--method", "erm"), trained("--recipe", "paper", "--batchnorm_statistics", "running")]
     words = ["refit", str(tmp_path / "runs"), "--save_path", str(tmp_path / "fitted")]

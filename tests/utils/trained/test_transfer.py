@@ -27,9 +27,10 @@ def test_it_is_the_run_that_training_would_have_made(trained, shared_pair, other
     assert not made.oracle.exists() and transfer(first, other_target) is None
 
 
+@pytest.mark.slow
 def test_the_command_scores_every_run_once(simulated, tmp_path, capsys):
-    words = ["--source_name", "SimSource", "--target_name", "SimTarget", "--data_path", simulated, *SMALL, "--re_ratio", "1",
-             "--method", "erm", "--max_epoch", "1", "--save_path", str(tmp_path / "runs")]
+    words = ["--source_name", "SimSource", "--target_name", "SimTarget", "--data_path", simulated, *SMALL,
+             "--re_ratio", "1", "--method", "erm", "--max_epoch", "1", "--save_path", str(tmp_path / "runs")]
     run = main.train(words)
     assert main.main(["transfer", str(tmp_path / "runs"), "--severity", "2"]) == 0
     made = RunFolder(capsys.readouterr().out.strip().splitlines()[-1])
