@@ -21,6 +21,7 @@ def weights(run):
     return checkpoint.load(run.checkpoint)["method"]["networks"]
 
 
+@pytest.mark.slow_but("words0", "words2")
 @pytest.mark.parametrize("words", [["--method", "erm"], ["--method", "erm_gain"], ["--recipe", "released"],
                                    ["--recipe", "paper", "--batchnorm_statistics", "source", "--split", "blocks"]])
 def test_a_run_leaves_its_records(pair, tmp_path, capsys, words):
@@ -95,6 +96,7 @@ def test_an_output_folder_that_cannot_be_written_is_named(pair, tmp_path):
         pair.run(save_path=tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_target_without_labels_is_mapped_not_scored(pair, tmp_path, scenes):
     write_mat_v5(pair.folder / "coast_gt.mat", {"map": np.zeros_like(scenes[1].labels)})
     assert main.main(pair.words("--oracle", "--save_path", str(tmp_path / "a"))) == 2

@@ -84,6 +84,7 @@ def freed_memory() -> tuple[int, int, int]:
     return gone, kept, process.reset_peak(CPU)
 
 
+@pytest.mark.slow
 def test_freed_memory_really_stays_and_goes():
     if not process.is_glibc() or process.reset_peak(CPU) is None:
         pytest.skip("needs glibc, and a system that tells a process's memory")
@@ -104,6 +105,7 @@ def peaks() -> tuple[int, int, int, int, int]:
     return tuple(value - held for value in (during, *first, process.highest(), process.peak(CPU)))
 
 
+@pytest.mark.slow
 def test_a_peak_is_that_of_its_part_and_the_highest_point_outlives_it():
     if process.reset_peak(CPU) is None:
         pytest.skip("this system does not tell the peak of a part of a process")

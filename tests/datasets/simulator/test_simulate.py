@@ -109,6 +109,7 @@ def test_the_same_seed_gives_the_same_pair_and_another_seed_another():
         assert (a.labels != c.labels).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_severity_changes_the_target_only_and_neither_its_layout():
     (source, target), (source_2, target_2) = pair(1.0, 0), pair(2.0, 0)
     np.testing.assert_array_equal(source.cube, source_2.cube)
@@ -118,6 +119,7 @@ def test_severity_changes_the_target_only_and_neither_its_layout():
     assert (source.labels != target.labels).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_global_random_state_plays_no_part():
     state = np.random.get_state()[1].copy()
     simulate_pair(0.5, 3)
@@ -204,6 +206,7 @@ def test_the_gap_is_more_than_one_trick(kept):
     assert 0.55 < accuracy < 0.85
 
 
+@pytest.mark.slow
 def test_files_hold_the_scenes_in_both_matlab_formats(tmp_path):
     write_pair(tmp_path / "made" / "here", 1.0, 0)
     folder, (source, target) = tmp_path / "made" / "here", pair(1.0, 0)

@@ -52,6 +52,7 @@ def test_involution_equals_loops_in_other_sizes(height, width):
     np.testing.assert_allclose(involution(x, kernel).numpy(), expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", (1, 2, 3, 4, 5, 8))
 @pytest.mark.parametrize("batch", (1, 2))
 def test_involution_gradients(channels, batch):

@@ -49,6 +49,7 @@ def test_predict_writes_a_map_that_agrees_with_evaluate(run, shared_pair):
     assert Image.open(run.path / "coast_map.png").width > 300
 
 
+@pytest.mark.slow
 def test_predict_maps_a_new_scene_without_the_training_data(pair, tmp_path, scenes, capsys):
     run = pair.run(*PAPER, save_path=tmp_path / "runs")
     for path in pair.folder.iterdir():

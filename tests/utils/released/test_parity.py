@@ -57,6 +57,7 @@ def copy(tmp_path, whole):
     return write
 
 
+@pytest.mark.slow
 def test_a_wrong_consistency_term_is_caught_by_the_gradients_alone(monkeypatch, whole):
     plain = S2AMSnet.adversarial_terms
 

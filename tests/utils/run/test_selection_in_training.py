@@ -70,6 +70,7 @@ def test_a_run_stops_when_the_score_no_longer_rises_and_says_so(pair, tmp_path, 
     assert rules["last"]["epoch"] == 4 and rules["shifted-source"]["epoch"] == 3         # the later of two equals
 
 
+@pytest.mark.slow
 def test_a_stopped_run_stays_stopped_or_goes_on_as_if_it_had_never_stopped(pair, tmp_path, scripted):
     scripted(*2 * (0.9, 0.5, 0.4))
     run = pair.run("--method", "erm", "--max_epoch", "3", "--patience", "1", save_path=tmp_path / "a")

@@ -170,6 +170,7 @@ def test_published_numbers_are_complete():
 
 # --- compare ----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_two_runs_are_compared_on_the_targets_labels(pair, tmp_path, capsys):
     first, second = (pair.run("--method", name, save_path=tmp_path / "runs") for name in ("erm", "erm_gain"))
     capsys.readouterr()
@@ -203,6 +204,7 @@ def test_known_maps(caplog):
     assert "only 4 blocks" in caplog.text and "4 blocks of 16×16" in scored.title and "rule last" in scored.title
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared(pair, tmp_path):
     run = pair.run("--method", "svm", save_path=tmp_path / "a")
     lonely = pair.run("--method", "svm", "--target_name", "null", save_path=tmp_path / "b")

@@ -13,7 +13,7 @@ from utils.trained.load import load_run
 from utils.trained.rescore import refit, transfer
 
 
-@pytest.mark.slow_but("--method dsan")
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--recipe", "paper"], ["--recipe", "robust"], ["--method", "dsan"]], ids=" ".join)
 def test_it_is_the_last_epoch_of_the_run_that_training_would_have_made(pair, tmp_path, words):
     first = pair.run(*words, "--batchnorm_statistics", "running", "--oracle", "--validators",
@@ -83,6 +83,7 @@ def test_a_run_without_its_weights_does_not_stop_the_others(trained, tmp_path, c
     assert len(list((tmp_path / "runs").glob("*source_seed2*/evaluation.json"))) == 1
 
 
+@pytest.mark.slow
 def test_what_has_nothing_to_re_estimate_is_refused(pair, tmp_path):
     with pytest.raises(ConfigError, match="already"):
         refit(pair.run("--method", "erm", "--batchnorm_statistics", "source", "--max_epoch", "1",

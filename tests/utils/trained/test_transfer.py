@@ -43,6 +43,7 @@ def test_the_command_scores_every_run_once(simulated, tmp_path, capsys):
     assert main.main(["tables", str(tmp_path / "runs")]) == 0
 
 
+@pytest.mark.slow
 def test_targets_that_would_have_changed_the_training_are_refused(pair, other_target, scenes, tmp_path):
     run = pair.run("--method", "erm", "--max_epoch", "1", save_path=tmp_path / "runs")
     with pytest.raises(ConfigError, match="this target already"):
