@@ -1,0 +1,315 @@
+"""Arrays out of files: no file has another one read, and none takes more than it holds."""
+
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import rasterio
+import scipy.io
+import yaml
+
+from datasets import formats
+from datasets.errors import SceneFormatError, SceneNotFoundError
+from datasets.formats import read_mat, read_raster
+from datasets.readers import load_scene
+from datasets.writers import write_mat_v5, write_mat_v73
+
+SECRET = np.full((2, 3, 4), 7, np.int16)
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    """A file outside the data's folder that no scene may show, as HDF5, as GeoTIFF and as bytes."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with h5py.File(folder / "secret.mat", "w") as file:
+        file["x"] = SECRET
+    write_tif(folder / "secret.tif", SECRET)
+    (folder / "secret.bin").write_bytes(SECRET.tobytes())
+    return folder
+
+
+@pytest.fixture
+def visits() -> tuple[str, list[str]]:
+    """Address of a server on this machine, and the requests that it got."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    server.server_close()
+
+
+def write_tif(path: Path, array: np.ndarray, **profile) -> None:
+    with rasterio.open(path, "w", driver="GTiff", height=array.shape[0], width=array.shape[1], count=array.shape[2],
+                       dtype=array.dtype, **profile) as file:
+        file.write(np.moveaxis(array, 2, 0))
+
+
+def vrt(source: str, relative: int = 1, more: str = "", attributes: str = "", band: str = "") -> str:
+    return (f'<VRTDataset rasterXSize="3" rasterYSize="2"{attributes}>{more}'
+            f'<VRTRasterBand dataType="Int16" band="1"{band}><SimpleSource><SourceFilename relativeToVRT="{relative}">'
+            f"{source}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>")
+
+
+# HDF5
+
+LINKS = {"an external link": lambda file, there:
+         file.__setitem__("x", h5py.ExternalLink(str(there / "secret.mat"), "x")),
+         "a soft link to an external one": lambda file, there: (
+             file.__setitem__("y", h5py.ExternalLink(str(there / "secret.mat"), "/")),
+             file.__setitem__("x", h5py.SoftLink("/y/x"))),
+         "a soft link": lambda file, there: file.__setitem__("x", h5py.SoftLink("/own")),
+         "a link into a void": lambda file, there: file.__setitem__("x", h5py.SoftLink("/nothing"))}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_hdf5_links_are_refused(tmp_path, secret, kind):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["own"] = SECRET
+        LINKS[kind](file, secret)
+    with pytest.raises(SceneFormatError, match="'x' is a link to another place"):
+        read_mat(tmp_path / "a.mat", "x")
+    assert (read_mat(tmp_path / "a.mat", "own") == SECRET.T).all()
+
+
+def test_a_key_through_an_external_link_is_refused(tmp_path, secret):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["there"] = h5py.ExternalLink(str(secret / "secret.mat"), "/")
+        file["here/x"] = SECRET
+    for key in ("there/x", "/there/x", "//there//x"):
+        with pytest.raises(SceneFormatError, match="is a link to another place"):
+            read_mat(tmp_path / "a.mat", key)
+    assert (read_mat(tmp_path / "a.mat", "here/x") == SECRET.T).all()
+    for key in ("here", "here/x/y", "", "/", "nothing", "here/nothing", "."):
+        with pytest.raises(SceneFormatError):
+            read_mat(tmp_path / "a.mat", key)
+
+
+def test_hdf5_data_in_other_files_is_refused(tmp_path, secret):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file.create_dataset("raw", SECRET.shape, SECRET.dtype,
+                            external=[(str(secret / "secret.bin"), 0, SECRET.nbytes)])
+        layout = h5py.VirtualLayout(SECRET.shape, SECRET.dtype)
+        layout[:] = h5py.VirtualSource(str(secret / "secret.mat"), "x", SECRET.shape)
+        file.create_virtual_dataset("virtual", layout)
+    for key in ("raw", "virtual"):
+        with pytest.raises(SceneFormatError, match=f"'{key}' is stored in other files"):
+            read_mat(tmp_path / "a.mat", key)
+
+
+def test_an_hdf5_file_of_1_kb_that_declares_2_tb_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file.create_dataset("contiguous", (5000, 10000, 10000), "f4")
+        file.create_dataset("chunked", (5000, 10000, 10000), "f4", chunks=(1, 100, 100), compression="gzip")
+        file.create_dataset("chunk", (4, 4, 4), "f4", maxshape=(None,) * 3, chunks=(1000, 1000, 1000))
+    assert (tmp_path / "a.mat").stat().st_size < 20_000
+    for key in ("contiguous", "chunked", "chunk"):
+        with pytest.raises(SceneFormatError, match=r"declares \d+ × \d+ × \d+ values, but has only"):
+            read_mat(tmp_path / "a.mat", key)
+
+
+@pytest.mark.parametrize("value", ["text", np.zeros((0, 3, 2)), h5py.Empty("f4"), np.ones((2, 2, 2), complex),
+                                   np.zeros((2, 2, 2), [("a", "f4")]), [b"a", b"b"]])
+def test_hdf5_datasets_that_are_no_numbers_are_refused(tmp_path, value):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["x"] = value
+    with pytest.raises(SceneFormatError, match="'x' holds .*real numbers"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+@pytest.mark.parametrize("name, value", [("MATLAB_class", np.bytes_("char")), ("MATLAB_empty", np.uint8(1))])
+def test_matlabs_letters_and_empty_arrays_are_refused(tmp_path, name, value):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["x"] = np.arange(6, dtype=np.uint16).reshape(1, 6)
+        file["x"].attrs[name] = value
+    with pytest.raises(SceneFormatError, match="real numbers"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+# MATLAB v5
+
+def nested_cells(path: Path, depth: int) -> None:
+    """A v5 file whose variable x is a cell in a cell in a cell …"""
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    def matrix(kind: int, name: bytes, content: bytes) -> bytes:
+        head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, name)
+        return element(14, head + content)
+
+    inner = matrix(6, b"", element(9, struct.pack("<d", 1)))
+    for level in range(depth):
+        inner = matrix(1, b"x" if level == depth - 1 else b"", inner)
+    path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49) + inner)
+
+
+def test_cells_in_cells_are_refused_unread(tmp_path):
+    nested_cells(tmp_path / "a.mat", 20_000)
+    with pytest.raises(SceneFormatError, match="'x' holds cell"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+def test_only_the_variable_that_is_asked_for_is_read(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": SECRET, "cells": np.array([[1], "a"], object), "text": "abc",
+                                          "record": {"a": 1}, "sparse": scipy.sparse.eye(3), "y": SECRET + 1})
+    assert (read_mat(tmp_path / "a.mat", "x") == SECRET).all()
+    assert (read_mat(tmp_path / "a.mat", "y") == SECRET + 1).all()
+    for key in ("cells", "text", "record", "sparse"):
+        with pytest.raises(SceneFormatError, match=f"'{key}' holds .*real numbers"):
+            read_mat(tmp_path / "a.mat", key)
+
+
+def test_a_matlab_file_that_declares_more_than_it_holds_is_refused(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.ones((3, 5, 7))})
+    content = (tmp_path / "a.mat").read_bytes()
+    content = content.replace(struct.pack("<iii", 3, 5, 7), struct.pack("<iii", 30000, 50000, 700))
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(SceneFormatError, match="declares 30000 × 50000 × 700 values"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+def test_an_empty_label_map_of_any_size_is_read(tmp_path):
+    for write in (write_mat_v5, write_mat_v73):
+        write(tmp_path / "a.mat", {"x": np.zeros((3000, 4000))})
+        assert read_mat(tmp_path / "a.mat", "x").shape == (3000, 4000)
+
+
+def test_a_scene_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(formats, "ALWAYS_READ", 1000)
+    (tmp_path / "meminfo").write_text("MemTotal:       24000000 kB\nMemAvailable:   200 kB\n")
+    write_mat_v5(tmp_path / "a.mat", {"x": np.random.default_rng(0).random((60, 60, 10))})
+    write_tif(tmp_path / "a.tif", np.random.default_rng(0).random((60, 60, 10)))
+    for read in (lambda: read_mat(tmp_path / "a.mat", "x"), lambda: read_raster(tmp_path / "a.tif", 0)):
+        with pytest.raises(SceneFormatError, match="needs 0.0 GB of memory"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["v5", "v5 uncompressed", "v4", "v73", "tif", "img"])
+def test_damaged_files_are_right_or_refused(tmp_path, kind):
+    """Flipped bits and cut ends of the first bytes, where headers are."""
+    path, rng, array = tmp_path / "a.mat", np.random.default_rng(0), np.arange(60, dtype=np.float32).reshape(4, 5, 3)
+    if kind in ("tif", "img"):
+        path = tmp_path / f"a.{kind}"
+        with rasterio.open(path, "w", driver="GTiff" if kind == "tif" else "ENVI", height=4, width=5, count=3,
+                           dtype="float32") as file:
+            file.write(np.moveaxis(array, 2, 0))
+    elif kind == "v73":
+        write_mat_v73(path, {"x": array})
+    else:
+        scipy.io.savemat(path, {"x": array[..., 0] if kind == "v4" else array}, format=kind[1],
+                         do_compression=kind == "v5")
+    damaged = path.with_suffix(".hdr") if kind == "img" else path
+    whole = damaged.read_bytes()
+    for trial in range(150):
+        content = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 800), size=1 + trial % 4):
+            content[place] ^= 1 << rng.integers(8)
+        damaged.write_bytes(content[:rng.integers(1, len(whole))] if trial % 5 == 0 else content)
+        try:
+            found = read_raster(path, 0)[0] if kind in ("tif", "img") else read_mat(path, "x")
+        except (SceneFormatError, SceneNotFoundError):
+            continue
+        assert isinstance(found, np.ndarray) and found.nbytes < 1 << 26
+
+
+# raster images
+
+def disguises(address: str) -> dict[str, str]:
+    return {"a VRT": vrt(f"/vsicurl/{address}/a.tif", 0), "a WMS":
+            f"<GDAL_WMS><Service name='TMS'><ServerUrl>{address}/"
+            "${z}/${x}/${y}.png</ServerUrl></Service><DataWindow><UpperLeftX>0</UpperLeftX><UpperLeftY>1</UpperLeftY>"
+            "<LowerRightX>1</LowerRightX><LowerRightY>0</LowerRightY><TileLevel>1</TileLevel></DataWindow></GDAL_WMS>",
+            "a WMTS": f"<GDAL_WMTS><GetCapabilitiesUrl>{address}/caps</GetCapabilitiesUrl></GDAL_WMTS>",
+            "a WCS": f"<WCS_GDAL><ServiceURL>{address}/?</ServiceURL><CoverageName>a</CoverageName></WCS_GDAL>"}
+
+
+@pytest.mark.parametrize("kind", disguises(""))
+@pytest.mark.parametrize("suffix", ["tif", "img", "png", "vrt", "dat"])
+def test_a_raster_file_that_is_really_an_address_makes_no_request(tmp_path, visits, kind, suffix):
+    (tmp_path / f"a.{suffix}").write_text(disguises(visits[0])[kind])
+    with pytest.raises(SceneFormatError, match=rf"a\.{suffix}"):
+        read_raster(tmp_path / f"a.{suffix}", 0)
+    assert visits[1] == []
+
+
+@pytest.mark.parametrize("name", ["/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif",
+                                  "WMS:http://127.0.0.1:9/"])
+def test_a_scene_file_that_names_an_address_finds_no_file(tmp_path, name):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"name": "a", "cube": {"file": name}, "class_names": ["b"]}))
+    with pytest.raises(SceneNotFoundError):
+        load_scene(str(tmp_path / "a.yaml"))
+
+
+def test_a_vrt_of_geotiffs_in_its_own_folder_is_read(tmp_path):
+    write_tif(tmp_path / "a.tif", SECRET[..., :1], crs="EPSG:32615",
+              transform=rasterio.transform.from_origin(300000, 3290000, 2.5, 2.5))
+    (tmp_path / "a.vrt").write_text(vrt("a.tif", more="<GeoTransform>300000, 2.5, 0, 3290000, 0, -2.5</GeoTransform>"
+                                        "<Metadata><MDI key='a'>b</MDI></Metadata>"))
+    (tmp_path / "absolute.vrt").write_text(vrt(str(tmp_path / "a.tif"), 0))
+    array, place = read_raster(tmp_path / "a.vrt", 0)
+    assert (array == 7).all() and array.shape == (2, 3, 1)
+    assert (read_raster(tmp_path / "absolute.vrt", 0)[0] == 7).all()
+
+
+@pytest.mark.parametrize("source", ["../elsewhere/secret.tif", "{there}/secret.tif", "link.tif",
+                                    "/vsicurl/{address}/a.tif", "{address}/a.tif",
+                                    "inner.vrt", "envi.img", "GTIFF_DIR:1:a.tif", "", "."])
+@pytest.mark.parametrize("relative", [0, 1])
+def test_a_vrt_reaches_nothing_outside_its_folder(tmp_path, secret, visits, source, relative):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_tif(folder / "a.tif", SECRET)
+    (folder / "link.tif").symlink_to(secret / "secret.tif")
+    (folder / "inner.vrt").write_text(vrt(f"/vsicurl/{visits[0]}/a.tif", 0))
+    (folder / "envi.img").write_text(vrt(f"/vsicurl/{visits[0]}/a.tif", 0))
+    name = source.format(there=secret, address=visits[0])
+    (folder / "a.vrt").write_text(vrt(str(folder / name) if relative == 0 and "." in source[:1] else name, relative))
+    with pytest.raises(SceneFormatError, match="names the source"):
+        read_raster(folder / "a.vrt", 0)
+    assert visits[1] == []
+
+
+@pytest.mark.parametrize("content", [
+    vrt("a.tif", attributes=' subClass="VRTWarpedDataset"'), vrt("a.tif", band=' subClass="VRTRawRasterBand"'),
+    vrt("a.tif", band=' subClass="VRTDerivedRasterBand"'),
+    vrt("a.tif", more="<SourceFilename>/etc/passwd</SourceFilename>"),
+    vrt("a.tif", more="<GDALWarpOptions/>"), vrt("a.tif", more="<sourcefilename>b</sourcefilename>"),
+    vrt("a.tif").replace("SimpleSource", "KernelFilteredSource"),
+    vrt("a.tif").replace("<SourceBand>", "<OpenOptions/><SourceBand>"),
+    vrt("a.tif").replace("<SimpleSource>", '<SimpleSource SourceFilename="/etc/passwd">'),
+    '<!DOCTYPE a [<!ENTITY b "c">]>' + vrt("&b;"), vrt("a.tif") + "\0", "<VRTDataset>", "", "<a/>", "<GDAL_WMS/>",
+    "<VRTDataset>" + "<SRS>" * 100_000, " " * (1 << 24) + vrt("a.tif")])
+def test_a_vrt_that_is_more_than_a_mosaic_is_refused(tmp_path, content):
+    write_tif(tmp_path / "a.tif", SECRET)
+    (tmp_path / "a.vrt").write_text(content)
+    with pytest.raises(SceneFormatError, match="a.vrt"):
+        read_raster(tmp_path / "a.vrt", 0)
+
+
+def test_a_geotiff_that_declares_more_than_it_holds_is_refused(tmp_path):
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=60000, width=60000, count=1, dtype="float32",
+                       sparse_ok=True, compress="deflate", bigtiff="yes", tiled=True):
+        pass
+    assert (tmp_path / "a.tif").stat().st_size < 2_000_000
+    with pytest.raises(SceneFormatError, match="declares 60000 × 60000 × 1 values"):
+        read_raster(tmp_path / "a.tif", 0)
+    write_tif(tmp_path / "b.tif", np.ones((2, 2, 2), np.complex64))
+    with pytest.raises(SceneFormatError, match="real numbers"):
+        read_raster(tmp_path / "b.tif", 0)
