@@ -174,6 +174,8 @@ def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
         if node.tag not in _KINDS:
             raise yaml.YAMLError(f"it holds a value of the kind {_shortened(node.tag)}")
         if isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value:
+                raise yaml.YAMLError("it holds a NUL")
             if _NUMBER.fullmatch(node.value):
                 raise yaml.YAMLError(f"it holds a number of more than {LONGEST_NUMBER} digits")
             children: Iterable[yaml.Node] = ()

@@ -145,18 +145,18 @@ def test_matlabs_letters_and_empty_arrays_are_refused(tmp_path, name, value):
 # MATLAB v5
 
 def nested_cells(path: Path, depth: int) -> None:
-    """A v5 file whose variable x is a cell in a cell in a cell …"""
-    def element(kind: int, content: bytes) -> bytes:
-        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+    """A v5 file whose variable x is a cell in a cell in a cell …, around a number."""
+    def head(kind: int, name: bytes, content: int) -> bytes:
+        flags, shape = struct.pack("<IIII", 6, 8, kind, 0), struct.pack("<IIii", 5, 8, 1, 1)
+        parts = flags + shape + struct.pack("<II", 1, len(name)) + name.ljust(-(-len(name) // 8) * 8, b"\0")
+        return struct.pack("<II", 14, len(parts) + content) + parts
 
-    def matrix(kind: int, name: bytes, content: bytes) -> bytes:
-        head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, name)
-        return element(14, head + content)
-
-    inner = matrix(6, b"", element(9, struct.pack("<d", 1)))
+    inner = struct.pack("<IId", 9, 8, 1.0)
+    heads, size = [head(6, b"", len(inner))], len(inner)
     for level in range(depth):
-        inner = matrix(1, b"x" if level == depth - 1 else b"", inner)
-    path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49) + inner)
+        size += len(heads[-1])
+        heads.append(head(1, b"x" if level == depth - 1 else b"", size))
+    path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49) + b"".join(reversed(heads)) + inner)
 
 
 def test_cells_in_cells_are_refused_unread(tmp_path):
