@@ -19,9 +19,9 @@ import numpy as np
 import rasterio
 import scipy.io
 from rasterio.errors import RasterioError
-from scipy.io.matlab import MatReadError
+from scipy.io.matlab import MatReadError, matfile_version
 
-from datasets import vrt
+from datasets import mat5, vrt
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.scene import Georeference
 from model.plain import is_file
@@ -64,6 +64,8 @@ def _read_mat_v5(path: Path, key: str) -> np.ndarray:
     if kind not in _CLASS_BYTES or 0 in shape:
         raise _no_numbers(path, key, kind, shape)
     check_size(path, shape, _CLASS_BYTES[kind], stored_bytes=1)     # doubles are stored as bytes where these suffice
+    if matfile_version(path)[0] == 1:
+        mat5.check_numbers(path, key)
     array = scipy.io.loadmat(path, variable_names=[key])[key]
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise _no_numbers(path, key, array.dtype, shape)

@@ -15,6 +15,7 @@ from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_mat
 from datasets.readers import SCENE_CONFIGS, load_scene, read_description
 from datasets.writers import write_mat_v5, write_mat_v73
+from raster_files import write_tif
 
 
 @pytest.mark.parametrize("write", [write_mat_v5, write_mat_v73])
@@ -44,13 +45,6 @@ def test_broken_pixels_become_unlabelled_zeros(pair, scenes, caplog, bad):
     assert scene.labels[row, col] == 0 and not scene.cube[row, col].any()
     assert "1 pixels hold NaN or infinite" in caplog.text
     assert (scene.labels > 0).sum() == (scenes[0].labels > 0).sum() - 1
-
-
-def write_tif(path, array, **profile):
-    array = np.atleast_3d(array)
-    with rasterio.open(path, "w", driver="GTiff", height=array.shape[0], width=array.shape[1], count=array.shape[2],
-                       dtype=array.dtype, **profile) as file:
-        file.write(np.moveaxis(array, 2, 0))
 
 
 def test_geotiff_keeps_its_place_and_its_missing_pixels(tmp_path):
