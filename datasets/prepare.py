@@ -19,8 +19,9 @@ import numpy as np
 
 from datasets.benchmark import BENCHMARK, check_scene
 from datasets.errors import SceneFormatError, SceneNotFoundError
+from datasets.formats import read_mat, read_raster
 from datasets.originals import Found, Original, fetch, find_originals, record_sums
-from datasets.readers import read_mat, read_raster, sha256
+from datasets.readers import sha256
 from datasets.writers import write_mat_v5
 from model.errors import ConfigError
 

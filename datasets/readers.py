@@ -1,4 +1,4 @@
-"""From files to a Scene: MATLAB v5 and v7.3, GeoTIFF and ENVI, described by a small YAML file.
+"""From files (formats.py) to a Scene, described by a small YAML file.
 
 A scene file (see configs/scene):
 
@@ -15,31 +15,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zlib
 from argparse import ArgumentError
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
 
-import h5py
 import numpy as np
-import rasterio
-import scipy.io
-import yaml
 from jsonargparse import ArgumentParser
-from rasterio.errors import RasterioIOError
-from scipy.io.matlab import MatReadError
 
 from datasets.benchmark import BENCHMARK, check_scene
 from datasets.errors import SceneFormatError, SceneNotFoundError
-from datasets.scene import Georeference, Scene
+from datasets.formats import read_mat, read_raster
+from datasets.scene import Georeference, Scene, check_name
+from model.plain import is_file, read_settings
 
 log = logging.getLogger(__name__)
 
 SCENE_CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "scene"
 DATA_ROOT = Path("datasets")
-_DAMAGED = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, NotImplementedError, zlib.error)
+LONGEST_PATH = 4000                     # letters
+MOST_BANDS = 100_000
 
 
 @dataclass
@@ -64,84 +59,13 @@ class SceneFile:
     simulated: bool = False
 
 
-def read_mat(path: Path, key: str) -> np.ndarray:
-    """One array of a MATLAB file, v5 or v7.3, with MATLAB's own axes (v7.3 stores them reversed).
-
-    Raises SceneNotFoundError if the file is missing, SceneFormatError where it is damaged or lacks the key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
-    if h5py.is_hdf5(path):
-        return _read_mat_v73(path, key)
-    try:
-        content = {name: value for name, value in scipy.io.loadmat(path).items() if not name.startswith("__")}
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
-    if not content:
-        raise _damaged(path, "it holds no variable")
-    if key not in content:
-        raise _wrong_key(path, key, content)
-    return _numbers(path, key, content[key])
-
-
-def _read_mat_v73(path: Path, key: str) -> np.ndarray:
-    try:
-        with h5py.File(path, "r") as file:
-            if key not in file:
-                raise _wrong_key(path, key, [name for name in file if not name.startswith("#")])
-            if not isinstance(file[key], h5py.Dataset):
-                raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
-            return _numbers(path, key, np.ascontiguousarray(file[key][()].T))
-    except (OSError, RuntimeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, reason: Exception | str) -> SceneFormatError:
-    return SceneFormatError(f"{path} cannot be read as a MATLAB file ({reason}). It may be truncated: compare its size "
-                            "with the original and copy it again.")
-
-
-def _numbers(path: Path, key: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "biuf" or array.size == 0:
-        raise SceneFormatError(f"{path}: '{key}' holds {array.dtype} {array.shape}, expected an array of real numbers.")
-    return array
-
-
-def _wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
-    return SceneFormatError(f"{path} has no variable '{key}'; it holds {', '.join(sorted(present)) or 'nothing'}. "
-                            "Set the right key in the scene file.")
-
-
-def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | None]:
-    """A GeoTIFF or ENVI image as ([H, W, B], georeference), the file's own no-data value replaced by `nodata`.
-
-    Raises as `read_mat`.
-    """
-    if not path.is_file():
-        raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
-    try:
-        with rasterio.open(path) as file:
-            array = np.moveaxis(file.read(), 0, 2)
-            if file.nodata is not None:
-                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
-                # 0 may also be a dark pixel's value in single bands
-                missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
-                array = array.astype(np.float32)
-                array[missing] = nodata
-            place = Georeference(file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else None
-    except RasterioIOError as error:
-        raise SceneFormatError(f"{path} cannot be read as a raster image ({error}).") from error
-    return array, place
-
-
 def find_description(name: str) -> Path:
     """The scene file of a registered name (configs/scene/NAME.yaml) or of a path to a user's own."""
     registered = SCENE_CONFIGS / f"{name}.yaml"
-    if registered.is_file():
+    if is_file(registered):
         return registered
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and is_file(path):
         return path
     known = ", ".join(sorted(file.stem for file in SCENE_CONFIGS.glob("*.yaml")))
     raise SceneNotFoundError(f"'{name}' is neither a registered scene ({known}) nor a path to a scene file "
@@ -150,38 +74,54 @@ def find_description(name: str) -> Path:
 
 def read_description(path: Path) -> SceneFile:
     """A scene file, every key and type checked.  Raises SceneFormatError that names what is wrong."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SceneFormatError(f"{path} is not a valid YAML text file: {error}") from error
-    if not isinstance(content, dict):
-        raise SceneFormatError(f"{path} must hold key: value pairs (see configs/scene for examples).")
-    for part in ("cube", "labels"):
-        if part in content and not isinstance(content[part], dict):
-            raise SceneFormatError(f"{path}: {part} must name a file, as in {part}: {{file: scene.mat, key: map}}.")
+    content = read_settings(path, SceneFile, SceneFormatError)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SceneFile)
     try:
         entry = SceneFile(**parser.instantiate(parser.parse_object(content)).as_dict())
     except ArgumentError as error:
-        raise SceneFormatError(f"{path} is not a scene file (see configs/scene for examples): {error}") from error
+        raise SceneFormatError(f"{path} is not a scene file (see configs/scene for examples): "
+                               f"{' '.join(str(error).split())[:400]}") from error
+    _check_names(entry, path)
     if not entry.class_names or len(set(entry.class_names)) < len(entry.class_names):
         raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike.")
     if isinstance(entry.wavelengths, FileEntry) and entry.wavelengths.key is None:
         raise SceneFormatError(f"{path}: wavelengths need the variable's name, as in {{file: scene.mat, key: wavelength}}.")
+    if isinstance(entry.wavelengths, list):
+        _check_wavelengths(entry.wavelengths, path)
     return entry
+
+
+def _check_wavelengths(given: list, path: Path) -> None:
+    values = [value for one in given for value in (one[:2] if isinstance(one, (tuple, list)) else [one])]
+    counts = [one[2] for one in given if isinstance(one, (tuple, list))]
+    if not (np.isfinite(values).all() and all(0 < count <= MOST_BANDS for count in counts)):
+        raise SceneFormatError(f"{path}: wavelengths must be finite, and the count of a piece lie between 1 and "
+                               f"{MOST_BANDS}.")
+
+
+def _check_names(entry: SceneFile, path: Path) -> None:
+    """Raises SceneFormatError for names that no file, table or figure can show."""
+    parts = [part for part in (entry.cube, entry.labels, entry.wavelengths) if isinstance(part, FileEntry)]
+    try:
+        for name in (entry.name, *entry.class_names, entry.folder or ""):
+            check_name(name)
+        for name in (name for part in parts for name in (part.file, part.key or "")):
+            check_name(name, longest=LONGEST_PATH)
+    except SceneFormatError as error:
+        raise SceneFormatError(f"{path}: {error}") from error
 
 
 def data_folder(entry: SceneFile, path: Path, data_path: str | None) -> Path:
     """Where a scene's files are: beside a user's own scene file; else --data_path (or the pair's folder in it); else
     ./datasets/<pair>."""
     own = path.parent != SCENE_CONFIGS
-    if own and (path.parent / entry.cube.file).exists():
+    if own and is_file(path.parent / entry.cube.file):
         return path.parent
     if data_path is not None:
         given = Path(data_path)
         nested = given / entry.folder if entry.folder else given
-        return nested if not (given / entry.cube.file).exists() and nested.is_dir() else given
+        return nested if not is_file(given / entry.cube.file) and nested.is_dir() else given
     return DATA_ROOT / entry.folder if entry.folder else path.parent
 
 
@@ -222,7 +162,7 @@ def scene_digests(name: str, data_path: str | None = None) -> dict[str, str]:
 
 def _existing(entry: SceneFile, part: FileEntry, folder: Path) -> Path:
     path = folder / part.file
-    if not path.is_file():
+    if not is_file(path):
         raise SceneNotFoundError(_where_to_get(entry, path))
     return path
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from datasets.errors import SceneFormatError
+
+
+LONGEST_NAME = 200                                      # letters
+_UNSEEN = {"Cc", "Cs", "Zl", "Zp"}                      # Unicode's control characters, lone surrogates, line breaks
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")        # make what follows read from the right
+
+
+def check_name(name: str, longest: int = LONGEST_NAME) -> None:
+    """Raises SceneFormatError for a name that is too long, or holds characters that a terminal would obey."""
+    if unseen := [sign for sign in name if unicodedata.category(sign) in _UNSEEN or sign in _TURNING]:
+        raise SceneFormatError(f"the name {ascii(name[:LONGEST_NAME])} holds the control character {ascii(unseen[0])}. "
+                               "Take it out.")
+    if len(name) > longest:
+        raise SceneFormatError(f"the name {name[:40]} … has {len(name)} letters; at most {longest} are allowed.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,9 @@ class Scene:
         return np.bincount(self.labels.ravel(), minlength=self.n_classes + 1)[1:]
 
     def verify(self) -> None:
-        """Raise SceneFormatError if the parts do not fit each other."""
+        """Raise SceneFormatError if the parts do not fit each other, or a name cannot be shown."""
+        for name in (self.name, *self.class_names):
+            check_name(name)
         if self.cube.ndim != 3:
             raise SceneFormatError(f"{self.name}: the cube has {self.cube.ndim} dimensions {self.cube.shape}, "
                                    "expected height x width x bands. Check the cube's key in the scene file.")

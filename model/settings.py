@@ -6,11 +6,10 @@ import copy
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Optional
-
-import yaml
+from typing import Any, Literal, Optional, get_args
 
 from model.errors import ConfigError
+from model.plain import read_yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 
@@ -118,13 +117,15 @@ class Settings(Switches):
 
 
 def recipe_switches(name: str) -> dict[str, Any]:
-    """The switch table of a recipe, from configs/recipe/NAME.yaml."""
+    """The switch table of a recipe, from configs/recipe/NAME.yaml.  Raises ConfigError for a name that is no recipe."""
+    if name not in get_args(Recipe):
+        raise ConfigError(f"recipe must be {', '.join(get_args(Recipe))}, not {name}.")
     return copy.deepcopy(_recipe_file(name))
 
 
 @cache
 def _recipe_file(name: str) -> dict[str, Any]:
-    table = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    table = read_yaml(RECIPES / f"{name}.yaml")
     return {entry.name: table[entry.name] for entry in fields(Switches)}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import rasterio
 import scipy.io
 
-from datasets.readers import read_mat
+from datasets.formats import read_mat
 from datasets.writers import write_mat_v5
 
 PAVIA_U = {0: 0, 1: 2, 2: 6, 3: 0, 4: 1, 5: 0, 6: 7, 7: 4, 8: 3, 9: 5}       # docs/data.md, "Originals"; 0 = left out

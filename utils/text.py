@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +12,7 @@ import pandas as pd
 from model.errors import UserError
 
 MISSING = "–"
+UNSEEN = "\N{REPLACEMENT CHARACTER}"         # in place of a control character
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,13 +47,25 @@ def mean_std(values: pd.Series) -> str:
 
 
 def markdown(table: pd.DataFrame, index: str) -> str:
-    """A table of strings as Markdown, columns padded so that the text also reads well in a terminal."""
-    rows = [[index, *table.columns]] + [[str(name), *map(str, row)] for name, row in zip(table.index, table.values)]
+    """A table of texts as Markdown (`grid`), each shown as it is."""
+    rows = [[index, *table.columns], *([name, *row] for name, row in zip(table.index, table.values))]
+    return grid([[shown(str(cell)) for cell in row] for row in rows])
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of Markdown as a table, the first its head; columns padded so that it also reads well in a terminal."""
     rows = [[MISSING if cell == "nan" else cell for cell in row] for row in rows]
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
     return "\n".join(lines)
+
+
+def shown(text: str) -> str:
+    """Text that Markdown and a terminal show as it is: no cell, element, comment or line of its own."""
+    plain = "".join(UNSEEN if unicodedata.category(sign) in ("Cc", "Cs") else sign
+                    for sign in " ".join(text.splitlines()))
+    return plain.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
 
 
 def insert_table(path: Path, name: str, text: str) -> None:

@@ -13,7 +13,7 @@ from datasets.benchmark import BENCHMARK
 from datasets.errors import DownloadError, SceneFormatError, SceneNotFoundError
 from datasets.originals import Original
 from datasets.prepare import PAIRS, SOURCES, prepare
-from datasets.readers import read_mat
+from datasets.formats import read_mat
 from datasets.writers import write_mat_v5, write_mat_v73
 from local_server import running_server
 from model.errors import ConfigError

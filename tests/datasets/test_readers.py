@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -11,8 +12,10 @@ import yaml
 
 from datasets.benchmark import BENCHMARK, check_scene
 from datasets.errors import SceneFormatError, SceneNotFoundError
-from datasets.readers import SCENE_CONFIGS, load_scene, read_description, read_mat
+from datasets.formats import read_mat
+from datasets.readers import SCENE_CONFIGS, load_scene, read_description
 from datasets.writers import write_mat_v5, write_mat_v73
+from raster_files import write_tif
 
 
 @pytest.mark.parametrize("write", [write_mat_v5, write_mat_v73])
@@ -42,13 +45,6 @@ def test_broken_pixels_become_unlabelled_zeros(pair, scenes, caplog, bad):
     assert scene.labels[row, col] == 0 and not scene.cube[row, col].any()
     assert "1 pixels hold NaN or infinite" in caplog.text
     assert (scene.labels > 0).sum() == (scenes[0].labels > 0).sum() - 1
-
-
-def write_tif(path, array, **profile):
-    array = np.atleast_3d(array)
-    with rasterio.open(path, "w", driver="GTiff", height=array.shape[0], width=array.shape[1], count=array.shape[2],
-                       dtype=array.dtype, **profile) as file:
-        file.write(np.moveaxis(array, 2, 0))
 
 
 def test_geotiff_keeps_its_place_and_its_missing_pixels(tmp_path):
@@ -149,6 +145,34 @@ def test_a_scene_file_of_another_form_is_named(pair, entry):
     pair.change(pair.source, **entry)
     with pytest.raises(SceneFormatError, match="field.yaml.*" + next(iter(entry))):
         load_scene(str(pair.source))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "a\x00", "a\u2028b", "\u202eabc", "a\x85", "n" * 300])
+def test_names_that_cannot_be_shown_are_refused(pair, scenes, name):
+    for entry in ({"name": name}, {"class_names": [name]}, {"folder": name},
+                  {"cube": {"file": f"{name}.mat", "key": "a"}}, {"cube": {"file": "a.mat", "key": name}}):
+        whole = pair.source.read_text()
+        pair.change(pair.source, **entry)
+        with pytest.raises((SceneFormatError, SceneNotFoundError)) as error:
+            load_scene(str(pair.source))
+        assert "\n" not in str(error.value) and str(error.value).isprintable()
+        pair.source.write_text(whole)
+    with pytest.raises(SceneFormatError, match="the name"):
+        replace(scenes[0], class_names=(name, *scenes[0].class_names[1:]))
+
+
+@pytest.mark.parametrize("entry", [[[400, 500, 10 ** 12]], [[400, 500, -1]], [[400, 500, 0]], [[float("nan"), 500, 48]],
+                                   [float("inf")] * 48])
+def test_wavelengths_that_cannot_be_are_refused(pair, entry):
+    pair.change(pair.source, wavelengths=entry)
+    with pytest.raises(SceneFormatError, match="field.yaml: wavelengths must be finite"):
+        load_scene(str(pair.source))
+
+
+def test_letters_of_other_scripts_are_names(pair):
+    names = ["گندم\u200cزار", "水田", "forêt | <dense>", "a\u00a0b", "$\\frac$", "é" * 100, "g"]
+    pair.change(pair.source, class_names=names)
+    assert load_scene(str(pair.source)).class_names == tuple(names)
 
 
 def test_scene_files_that_are_no_text_are_named(pair):

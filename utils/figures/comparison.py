@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from utils.figures.palette import LINE_COLOURS, UNLABELLED, class_colours, false_colour, label_image
-from utils.figures.sheet import LABEL, SMALL, Sheet, fold, letter_width, page, page_width
+from utils.figures.sheet import LABEL, SMALL, Sheet, fold, letter_width, page, page_width, plain, plainly_labelled
 from utils.run.metrics import SCORES
 from utils.tables.statistics import ALPHA, Ranks, cliques
 
@@ -139,7 +139,7 @@ def method_styles(names: Sequence[str]) -> dict[str, dict]:
 
 def _legend_below(figure: Figure, handles: Sequence) -> None:
     width = letter_width(SMALL) * max(len(handle.get_label()) for handle in handles) + 0.5
-    figure.legend(handles=list(handles), loc="outside lower center", frameon=False, fontsize=SMALL,
+    figure.legend(handles=plainly_labelled(handles), loc="outside lower center", frameon=False, fontsize=SMALL,
                   ncols=int(np.clip(figure.get_figwidth() / width, 1, len(handles))), handlelength=1.8,
                   columnspacing=1.2)
 
@@ -186,5 +186,5 @@ def _hang_name(axes: Axes, name: str, rank: float, place: int, last: int, top: f
     y = top - _ROW * (place if left else last - 1 - place)
     end, away = (1 - 0.1 * inch, -1) if left else (last + 0.1 * inch, 1)
     axes.plot([rank, rank, end], [0, y, y], color="black", linewidth=0.7)
-    axes.text(end + away * 0.04 * inch, y, f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}", fontsize=LABEL,
-              va="center", ha="right" if left else "left")
+    text = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
+    axes.text(end + away * 0.04 * inch, y, plain(text), fontsize=LABEL, va="center", ha="right" if left else "left")

@@ -15,7 +15,7 @@ from datasets.scene import Scene
 from utils.figures.curves import class_spectra, draw_spectra
 from utils.figures.palette import (CORRECT, UNLABELLED, WRONG, class_colours, error_image, false_colour, label_image,
                                    text_on)
-from utils.figures.sheet import LABEL, SMALL, Sheet, bare, letter_width, page, page_width
+from utils.figures.sheet import LABEL, SMALL, Sheet, bare, letter_width, page, page_width, plain
 
 
 def plot_maps(cube: np.ndarray, rgb_bands: Sequence[int], labels: np.ndarray, prediction: np.ndarray,
@@ -62,8 +62,9 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     share = _percent(confusion, confusion.sum(axis=1, keepdims=True))
     colours = colormaps["magma_r"].with_extremes(under="white", bad=UNLABELLED)      # no pixel: white; no row: grey
     image = axes.imshow(share, cmap=colours, norm=Normalize(np.finfo(float).tiny, 100))
-    axes.set_xticks(range(n_classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(n_classes), class_names)
+    names = [plain(name) for name in class_names]
+    axes.set_xticks(range(n_classes), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(n_classes), names)
     axes.tick_params(labelsize=LABEL, length=2)
     axes.set_xlabel("predicted class", fontsize=LABEL)
     axes.set_ylabel("true class", fontsize=LABEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ LABEL, SMALL, TITLE = 8.0, 7.0, 10.0        # points
 _PAGE = 8.5             # inches; wider pages get fonts and gaps that are larger in proportion
 _GAP = 0.1              # inches between boxes and at the page's edges
 _LETTER = 0.55          # mean width of a letter in em
+_DOLLAR = re.compile(r"(?<!\\)\$")
 Box = tuple[float, float, float, float]     # left, top, width, height in inches
 
 
@@ -28,8 +30,20 @@ def letter_width(size: float) -> float:
 
 
 def fold(text: str, width: float, size: float) -> str:
-    """Break text into lines that fit `width` inches at `size` points."""
-    return "\n".join(textwrap.wrap(text, max(12, int(width / letter_width(size)))))
+    """Break text into lines that fit `width` inches at `size` points; `plain`."""
+    return plain("\n".join(textwrap.wrap(text, max(12, int(width / letter_width(size))))))
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: its dollar signs begin no formula."""
+    return _DOLLAR.sub(r"\\$", text)
+
+
+def plainly_labelled(handles: Sequence[Artist]) -> list[Artist]:
+    """A legend's handles, their labels `plain`."""
+    for handle in handles:
+        handle.set_label(plain(handle.get_label()))
+    return list(handles)
 
 
 def page(width: float, height: float, title: str, layout: str) -> Figure:
@@ -149,8 +163,8 @@ class Sheet:
         """The legend with the most columns that fit `width` inches, at least one."""
         for columns in range(min(len(handles), 8), 0, -1):
             legend = self.figure.legend(
-                handles=handles, title=title, ncols=columns, loc="upper left", alignment="left", frameon=False,
-                borderpad=0, borderaxespad=0, handlelength=1.4, handleheight=0.9, columnspacing=1.4,
+                handles=plainly_labelled(handles), title=title, ncols=columns, loc="upper left", alignment="left",
+                frameon=False, borderpad=0, borderaxespad=0, handlelength=1.4, handleheight=0.9, columnspacing=1.4,
                 fontsize=LABEL * self.unit, title_fontsize=LABEL * self.unit)
             if columns == 1 or self._size(legend)[0] <= width:
                 return legend

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from utils.figures.palette import LINE_COLOURS, class_colours, text_on
-from utils.figures.sheet import LABEL, SMALL, fold, letter_width, page
+from utils.figures.sheet import LABEL, SMALL, fold, letter_width, page, plain
 from utils.tables.study import CRITERIA, UNLABELLED, VARIANCE_RATIO, last_epochs, norm_ratios, rank_correlation
 from utils.text import MISSING
 
@@ -118,7 +118,7 @@ def plot_norms(ratios: pd.DataFrame) -> Figure:
             if np.isfinite(value):
                 axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=SMALL,
                           color=text_on(colours(norm(value))))
-        axes.set_title(pair, fontsize=LABEL)
+        axes.set_title(plain(pair), fontsize=LABEL)
         axes.set_yticks(range(len(of_pair)), [fold(name, 1.9, SMALL) for name in of_pair.index])
         axes.set_xticks(range(of_pair.shape[1]), [name.replace(" ", "\n").replace("\n", " ", 1) for name in of_pair])
         axes.tick_params(labelsize=SMALL, length=2)
@@ -209,7 +209,7 @@ def _legend(figure: Figure, points: pd.DataFrame, colours: dict[str, tuple], not
               for name, found in numbers.items()}
     width = letter_width(SMALL) * max(map(len, labels.values())) + 0.4
     note += "; n per column of panels" if several else ""
-    figure.legend(handles=[Line2D([], [], color=colour, markersize=4, label=labels[name], **style)
+    figure.legend(handles=[Line2D([], [], color=colour, markersize=4, label=plain(labels[name]), **style)
                            for name, colour in colours.items()],
                   title=fold(note, figure.get_figwidth() - 0.2, SMALL), loc="outside lower center", frameon=False,
                   ncols=int(np.clip(figure.get_figwidth() / width, 1, len(labels))), fontsize=SMALL,

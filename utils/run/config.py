@@ -15,6 +15,7 @@ import yaml
 from model.errors import CheckpointError, ConfigError
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
+from model.plain import check_form, is_file, read_settings
 from model.settings import Recipe, Settings, Switches, recipe_switches, resolve_switches
 from utils.run.flags import HelpFormatter, Parser, split_files, tidy, without_ignored
 
@@ -113,8 +114,13 @@ def command_parser(kind: type, command: str, description: str) -> Parser:
 
 
 def parse_command(kind: type, words: list[str], parser: Parser) -> Any:
-    """Command line -> dataclass `kind`.  Raises ConfigError that names an unknown flag or a bad value."""
+    """Command line -> dataclass `kind`.  Raises ConfigError that names an unknown flag or a bad value.
+
+    The fields of `kind` are no dataclasses, so that the parser imports nothing for what a file says.
+    """
     files, flags = split_files(tidy(words, kind))
+    for file in files:
+        read_settings(file, kind)
     return _instantiated(parser, kind, parser.parse_args([f"--config={file}" for file in files] + flags))
 
 
@@ -166,6 +172,7 @@ def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
     changes: settings by name, a part of a nested one as a dictionary (simulation={"severity": 2.0}).
     Raises ConfigError if a file does not exist, or a setting is unknown or impossible.
     """
+    check_form(changes, TrainConfig)
     return check(_merged(_layered(paths), changes))
 
 
@@ -178,10 +185,9 @@ def _layered(paths: Iterable[str | Path]) -> dict[str, Any]:
     """The settings that files set, the later ones over the earlier ones."""
     found: dict[str, Any] = {}
     for path in paths:
-        if not Path(path).is_file():
-            raise ConfigError(f"The config file {path} does not exist.")
+        content = read_settings(path, TrainConfig)
         try:
-            found = _over(found, _given([f"--config={path}"]))
+            found = _over(found, train_parser().parse_object(content, defaults=False).as_dict())
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     return found
@@ -219,7 +225,7 @@ def _instantiated(parser: Parser, kind: type, parsed: Any) -> Any:
 def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
     """The settings of a run folder with those given.  Raises CheckpointError if one may not change."""
     saved = Path(folder) / "config.yaml"
-    if not saved.is_file():
+    if not is_file(saved):
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
     original, config = read_config(saved), read_config(saved, **given)
     fixed_end = original.lr_schedule != "constant" or method_class(original.method).needs_progress
@@ -239,6 +245,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     """
     if unknown := sorted(values.keys() - {entry.name for entry in fields(TrainConfig)}):
         raise ConfigError(f"{', '.join(unknown)}: there is no such setting.")
+    check_form(values, TrainConfig)
     config = TrainConfig(**values | {"simulation": Simulation(**values.get("simulation", {}))})
     resolve_switches(config)
     return config

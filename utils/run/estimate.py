@@ -9,15 +9,14 @@ compile or cuda_graph is faster than told.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from datasets import formats
 from datasets.perturb import VIEWS
 from model.methods import Method, Task, method_class
 from model.seeding import Streams
@@ -34,7 +33,6 @@ PATCHES = 8000            # that a run trains on for every timing of the probe, 
 FEW, MORE = 8, 4          # of the batch, an eighth and a quarter are probed
 LEAST = 16                # patches: seconds are no straight line below, where other kernels serve
 MOMENT, MOST = 1.0, 5     # seconds after which nothing is timed again, and timings at most
-MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,7 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that a process can still take: the GPU's on CUDA, else the system's; None where it does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE) if MEMINFO.exists() else None
-    return 1024 * int(found[1]) if found else None
+    return formats.free_memory()
 
 
 def describe(found: Estimate, epochs: int, free: int | None) -> str:

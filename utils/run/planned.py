@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from model.plain import read_json
 from utils.run.config import TrainConfig, from_dict, to_dict
 from utils.text import write_text
 
@@ -34,4 +35,4 @@ def planned(folders: Iterable[str | Path]) -> Iterator[TrainConfig]:
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
-from utils.text import MISSING, markdown
+from utils.text import MISSING, markdown, shown
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def run_table(run: RunFolder) -> str:
     sees = ", unlabelled target seen" if about["uses_target"] else ""
     pair = f"{about['source']} → {about['target'] or MISSING}"
     title = f"{about['label']}: {pair}, seed {about['seed']}{sees} (percent; n=1)"
-    text = f"\n{title}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"
+    text = f"\n{shown(title)}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"
     if "oracle" in content:
         best = pd.DataFrame.from_dict({"oracle": _row(content["oracle"])}, orient="index")
         text += f"\nSelected on the target's labels (oracle; not an honest score)\n\n{markdown(best, 'selection rule')}\n"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from model.errors import ConfigError
+from model.plain import is_file, read_settings, read_yaml
 from utils.run.config import TrainConfig, read_config
 from utils.run.folder import ROOT
 
@@ -34,7 +35,7 @@ class SweepFile:
 
 def read_sweep(path: Path) -> SweepFile:
     """A sweep file, its keys and their form checked.  Raises ConfigError that names what is wrong."""
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"{path} does not exist; sweep files are in configs/sweep.")
     content = read_yaml(path)
     if not isinstance(content, dict) or content.keys() | _OPTIONAL != _FORM.keys():
@@ -48,13 +49,6 @@ def read_sweep(path: Path) -> SweepFile:
         if value == [] and key != "config":
             raise ConfigError(f"{path}: '{key}' is empty, so there is nothing to run.")
     return SweepFile(**content)
-
-
-def read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a valid YAML text file: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -84,25 +78,15 @@ def layered(layers: list[Entries]) -> Layers:
     for layer in layers:
         own = dict(layer)
         named = own.pop("config", [])
-        for name in [named] if isinstance(named, str) else named:
+        for name in named if isinstance(named, list) else [named]:
             if not isinstance(name, str):
                 raise ConfigError(f"'config' must name a file or a list of files, not {name}.")
-            file = Path(name) if Path(name).exists() else ROOT / name
-            over = _flat(_read_layer(file))
+            file = Path(name) if is_file(name) else ROOT / name
+            over = _flat(read_settings(file, TrainConfig))
             settings = {key: value for key, value in settings.items() if key not in over}
             files.append(str(file))
         settings |= _flat(own)
     return Layers(files, settings)
-
-
-def _read_layer(path: Path) -> Entries:
-    """The settings of a config file.  Raises ConfigError if there are none."""
-    if not path.is_file():
-        raise ConfigError(f"The config file {path} does not exist.")
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no settings (lines of the form NAME: VALUE).")
-    return content
 
 
 def _flat(settings: Entries, prefix: str = "") -> Entries:
@@ -118,8 +102,8 @@ def _nested(settings: Entries) -> Entries:
     out: Entries = {}
     for name, value in settings.items():
         group, dot, part = name.partition(".")
-        if dot:
-            out.setdefault(group, {})[part] = value
+        if dot and isinstance(out.setdefault(group, {}), dict):
+            out[group][part] = value
         else:
             out[name] = value.replace(",", " ").split() if isinstance(value, str) and name in LISTS else value
     return out

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from datasets.errors import SceneNotFoundError
 from datasets.readers import sha256
 from model.errors import ConfigError
+from model.plain import read_yaml
 from utils.run.build import data_digests
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, to_dict
 from utils.run.folder import ROOT, RunFolder, run_name
 from utils.run.planned import write_plan
 from utils.sweep import process
 from utils.sweep.cluster import train_on_ray
-from utils.sweep.file import layered, read_sweep, read_yaml
+from utils.sweep.file import layered, read_sweep
 from utils.sweep.process import INTERRUPTED, Run
 
 log = logging.getLogger(__name__)

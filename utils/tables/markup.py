@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from utils.text import MISSING, markdown
+from utils.text import MISSING, grid, shown
 
 BEST, LEVEL = "best", "not significantly worse"
 NUMBERS = ("mean", "std", "n", "p", "r", "d_z", "low", "high")
@@ -53,9 +53,10 @@ def as_markdown(tables: Sequence[Table]) -> str:
     """Title, table and notes of each."""
     parts = []
     for table in tables:
-        cells = {row: [_MARKDOWN[cell.mark].format(cell.text) for cell in _cells(table, row)] for row in table.rows}
-        frame = pd.DataFrame.from_dict(cells, orient="index", columns=table.columns)
-        parts += [f"**{table.title}**", markdown(frame, table.corner), *table.notes]
+        rows = [[shown(table.corner), *map(shown, table.columns)]]
+        rows += [[shown(row), *(_MARKDOWN[cell.mark].format(shown(cell.text)) for cell in _cells(table, row))]
+                 for row in table.rows]
+        parts += [f"**{shown(table.title)}**", grid(rows), *map(shown, table.notes)]
     return "\n\n".join(parts)
 
 

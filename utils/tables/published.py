@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from datasets.benchmark import BENCHMARK
 from model.errors import UserError
+from model.plain import read_yaml
 from utils.run.folder import ROOT, RunFolder
 from utils.run.selection import ORACLE
 from utils.tables.cells import NOT_HONEST, score_cell, seeds_cell
@@ -30,7 +30,7 @@ def published_tables(runs: pd.DataFrame, by_word: bool, path: Path = FILE) -> li
     labelled target pixels, which crops and simulated scenes do not share.  Raises UserError if the word holds for no
     pair.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     tables = []
     for pair, of_pair in runs.groupby("pair", sort=False):
         about = RunFolder(of_pair["folder"].iloc[0]).read_run()

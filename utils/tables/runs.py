@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from model.errors import ConfigError
+from model.plain import read_yaml
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict
 from utils.run.folder import RunFolder, find_runs, run_label
 from utils.tables.cells import DAGGER
@@ -22,7 +22,7 @@ from utils.text import MISSING
 
 log = logging.getLogger(__name__)
 
-DAMAGED = (OSError, json.JSONDecodeError, yaml.YAMLError, ConfigError, KeyError, TypeError, AttributeError)
+DAMAGED = (OSError, json.JSONDecodeError, ConfigError, KeyError, TypeError, AttributeError)
 NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle", "simulation"}
 
 Content = TypeVar("Content")
@@ -67,7 +67,7 @@ class RunInfo:
 
 def read_info(run: RunFolder) -> RunInfo:
     """What run.json and config.yaml of a run folder say.  Raises one of DAMAGED if they don't say it."""
-    about, config = run.read_run(), from_dict(yaml.safe_load(run.config.read_text()))
+    about, config = run.read_run(), from_dict(read_yaml(run.config))
     settings = {name: value for name, value in to_dict(config).items() if name not in NO_SETTING and value is not None}
     if weights := about.get("initial_weights"):              # a run made from another one's weights read none
         settings["htcnn_weights"] = ", ".join(digest[:8] for digest in weights.values())

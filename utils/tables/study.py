@@ -17,7 +17,7 @@ from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES, constant_answer, scores
 from utils.tables.cells import DAGGER, DAGGER_NOTE
 from utils.tables.runs import named, read_runs
-from utils.text import MISSING, insert_table, markdown, mean_std
+from utils.text import MISSING, insert_table, markdown, mean_std, shown
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def make_tables(points: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
 
 
 def _text(tables: dict[str, pd.DataFrame], index: str) -> str:
-    parts = [f"**{title}**\n\n{markdown(table, index)}" for title, table in tables.items()]
+    parts = [f"**{shown(title)}**\n\n{markdown(table, index)}" for title, table in tables.items()]
     marked = any(str(row).endswith(DAGGER) for table in tables.values() for row in table.index)
     return "\n\n".join(parts + [DAGGER_NOTE] * marked)
 

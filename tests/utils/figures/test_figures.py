@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from datasets.scene import Scene
 from figure_checks import legend_texts, legible, shown
-from utils.figures import palette, scenes, sheet
+from utils.figures import comparison, palette, scenes, sheet
 
 HOUSTON = ("grass healthy", "grass stressed", "trees", "water", "residential buildings", "non-residential buildings",
            "road")
@@ -101,6 +103,17 @@ def test_confusion_shows_row_percents(n_classes):
     assert (f"{100 * confusion[0, 1] / confusion[0].sum():.1f}" in written) == (n_classes <= 16)
     assert f"{confusion[1].sum():,}" in written
     assert min(text.get_fontsize() for text in axes.texts) >= 7
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", r"a $\nothing{$ b", "$5", r"\$x$", "$$", "a\\"])
+def test_a_class_called_like_a_formula_is_drawn_as_it_is(tmp_path, name):
+    scene, names = fake_scene(10, 12, 3), (name, "b", "c")
+    made = [scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, scene.labels, names, name),
+            scenes.plot_confusion(np.eye(3), names, name),
+            comparison.plot_map_gallery(scene.cube, scene.rgb_bands, scene.labels, {name: scene.labels}, names, name)]
+    for figure in made:
+        sheet.save(figure, tmp_path / "a.png")
+        assert not any(is_math_text(text.get_text()) for text in figure.findobj(Text))
 
 
 def test_confusion_with_an_absent_class_and_one_never_predicted():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import build, same_state
+from datasets import formats
 from fresh import in_a_fresh_process
 from model.methods import REGISTRY, Task, method_class
 from model.seeding import Streams
@@ -184,7 +185,7 @@ def test_the_line():
 
 
 def test_free_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(formats, "MEMINFO", tmp_path / "meminfo")
     assert estimate.free_memory(CPU) is None
     (tmp_path / "meminfo").write_text("MemTotal:       24000000 kB\nMemAvailable:   2000000 kB\n")
     assert estimate.free_memory(CPU) == 2_048_000_000

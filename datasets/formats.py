@@ -1,0 +1,196 @@
+"""Arrays out of files: MATLAB v5 and v7.3, GeoTIFF, ENVI, and mosaics of GeoTIFFs (VRT).
+
+A file names no other file that is read for it: no links, no external storage, no network.  What it declares is held
+against its size and the free memory before anything is read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import rasterio
+import scipy.io
+from rasterio.errors import RasterioError
+from scipy.io.matlab import MatReadError, matfile_version
+
+from datasets import mat5, vrt
+from datasets.errors import SceneFormatError, SceneNotFoundError
+from datasets.scene import Georeference
+from model.plain import is_file
+
+MEMINFO = Path("/proc/meminfo")
+PACKED = 1100                       # values of a byte that a compressed byte can hold (deflate: 1,032)
+ALWAYS_READ = 1 << 26               # bytes
+SHOWN_NAMES = 20
+_CLASS_BYTES = {"double": 8, "single": 4, "int64": 8, "uint64": 8, "int32": 4, "uint32": 4, "int16": 2, "uint16": 2,
+                "int8": 1, "uint8": 1, "logical": 1}
+_DAMAGED = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, NotImplementedError,
+            zlib.error, RuntimeError, OverflowError, MemoryError, struct.error)
+
+
+def read_mat(path: Path, key: str) -> np.ndarray:
+    """One array of a MATLAB file, v5 or v7.3, with MATLAB's own axes (v7.3 stores them reversed).
+
+    Raises SceneNotFoundError if the file is missing, SceneFormatError if it is damaged, lacks the key, declares more
+    than it can hold, or stores the array elsewhere.
+    """
+    path = Path(path)
+    if not is_file(path):
+        raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
+    try:
+        return _read_mat_v73(path, key) if h5py.is_hdf5(path) else _read_mat_v5(path, key)
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _read_mat_v5(path: Path, key: str) -> np.ndarray:
+    content = scipy.io.whosmat(path)                    # headers alone: cells in cells would overflow scipy's stack
+    if not content:
+        raise _damaged(path, "it holds no variable")
+    found = [(shape, kind) for name, shape, kind in content if name == key]
+    if not found:
+        raise _wrong_key(path, key, [name for name, *_ in content])
+    if len(found) > 1:
+        raise _damaged(path, f"it holds '{key}' twice")
+    shape, kind = found[0]
+    if kind not in _CLASS_BYTES or 0 in shape:
+        raise _no_numbers(path, key, kind, shape)
+    check_size(path, shape, _CLASS_BYTES[kind], stored_bytes=1)     # doubles are stored as bytes where these suffice
+    if matfile_version(path)[0] == 1:
+        mat5.check_numbers(path, key)
+    array = scipy.io.loadmat(path, variable_names=[key])[key]
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise _no_numbers(path, key, array.dtype, shape)
+    return array
+
+
+def _read_mat_v73(path: Path, key: str) -> np.ndarray:
+    with h5py.File(path, "r") as file:
+        dataset = _linked(file, path, key)
+        if not isinstance(dataset, h5py.Dataset):
+            raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
+        if dataset.is_virtual or dataset.external:
+            raise SceneFormatError(f"{path}: '{key}' is stored in other files. Copy it into this one.")
+        if dataset.dtype.kind not in "biuf" or not dataset.size or _is_text(dataset):
+            raise _no_numbers(path, key, dataset.dtype, dataset.shape)
+        for shape in (dataset.shape, dataset.chunks or ()):
+            check_size(path, shape, dataset.dtype.itemsize)
+        return np.ascontiguousarray(dataset[()].T)
+
+
+def _linked(file: h5py.File, path: Path, key: str) -> h5py.HLObject:
+    """What a key of an HDF5 file names.  Raises SceneFormatError if the way there is a link to elsewhere."""
+    place = file
+    for name in filter(None, key.split("/")):
+        links = place.id.links if isinstance(place, h5py.Group) else None
+        if links is None or not links.exists(name.encode()):
+            raise _wrong_key(path, key, [name for name in file if not name.startswith("#")])
+        if links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raise SceneFormatError(f"{path}: '{key}' is a link to another place. Name that place in the scene file, or "
+                                   "copy the array into this file.")
+        place = place[name]
+    return place
+
+
+def _is_text(dataset: h5py.Dataset) -> bool:
+    """MATLAB stores letters and empty arrays as numbers, and says so beside them."""
+    kind = dataset.attrs.get("MATLAB_class")
+    return isinstance(kind, bytes) and kind == b"char" or "MATLAB_empty" in dataset.attrs
+
+
+def check_size(path: Path, shape: Sequence[int], item_bytes: int, stored_bytes: int | None = None) -> None:
+    """Raises SceneFormatError if a file cannot hold an array of this shape, or the memory cannot.
+
+    stored_bytes: of a value in the file, before compression, where they differ from those in memory.
+    """
+    count, size = math.prod(shape), path.stat().st_size
+    if min(shape, default=0) < 0 or count * (stored_bytes or item_bytes) > ALWAYS_READ + PACKED * size:
+        raise SceneFormatError(f"{path} declares {' × '.join(map(str, shape))} values, but has only {size:,} bytes. It "
+                               "is damaged: copy it again.")
+    check_memory(path, count, item_bytes)
+
+
+def check_memory(path: Path, count: int, item_bytes: int) -> None:
+    """Raises SceneFormatError if there is no room for so many values as they are, and as float32."""
+    needed, free = count * (item_bytes + 4), free_memory()
+    if free is not None and needed > max(free, ALWAYS_READ):
+        raise SceneFormatError(f"{path} needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. Cut "
+                               "the scene into parts, or use a larger machine.")
+
+
+def free_memory() -> int | None:
+    """Bytes that a process can still take; None where the system does not tell."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE) if MEMINFO.exists() else None
+    return 1024 * int(found[1]) if found else None
+
+
+def _damaged(path: Path, reason: Exception | str) -> SceneFormatError:
+    told = " ".join(str(reason).split())[:300] or type(reason).__name__
+    return SceneFormatError(f"{path} cannot be read as a MATLAB file ({told}). It may be truncated: compare its size "
+                            "with the original and copy it again.")
+
+
+def _no_numbers(path: Path, key: str, kind: object, shape: object) -> SceneFormatError:
+    return SceneFormatError(f"{path}: '{key}' holds {kind} {shape}, expected an array of real numbers.")
+
+
+def _wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
+    names = sorted(present)
+    shown = ", ".join(names[:SHOWN_NAMES]) + ", …" * (len(names) > SHOWN_NAMES)
+    return SceneFormatError(f"{path} has no variable '{key}'; it holds {shown or 'nothing'}. "
+                            "Set the right key in the scene file.")
+
+
+def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | None]:
+    """A GeoTIFF, ENVI image or VRT as ([H, W, B], georeference), the file's own no-data value replaced by `nodata`.
+
+    Raises as `read_mat`.
+    """
+    if not is_file(path):
+        raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
+    try:
+        with _opened(path) as file:
+            _check_raster(path, file)
+            array = np.moveaxis(file.read(), 0, 2)
+            if file.nodata is not None:
+                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
+                # 0 may also be a dark pixel's value in single bands
+                missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
+                array = array.astype(np.float32)
+                array[missing] = nodata
+            place = Georeference(file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else None
+    except (RasterioError, OSError, ValueError, OverflowError, MemoryError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise SceneFormatError(f"{path} cannot be read as a GeoTIFF or ENVI image, or as a .vrt of GeoTIFFs "
+                               f"({told}).") from error
+    return array, place
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """A raster image, opened by no driver that would read what the file only names."""
+    if path.suffix.lower() != ".vrt":
+        with rasterio.open(path, driver="GTiff" if vrt.is_geotiff(path) else "ENVI") as file:
+            yield file
+        return
+    with rasterio.MemoryFile(vrt.local(path), ext=".vrt") as memory, memory.open(driver="VRT") as file:
+        yield file
+
+
+def _check_raster(path: Path, file: rasterio.DatasetReader) -> None:
+    kinds = [np.dtype(name) for name in file.dtypes]
+    if any(kind.kind not in "biuf" for kind in kinds):
+        raise SceneFormatError(f"{path} holds {file.dtypes[0]} values, expected real numbers.")
+    size, shape = max(kind.itemsize for kind in kinds), (file.height, file.width, file.count)
+    if file.driver == "VRT":
+        check_memory(path, math.prod(shape), size)
+    else:
+        check_size(path, shape, size)

@@ -1,0 +1,88 @@
+"""GDAL's virtual rasters (VRT), as far as they are mosaics and stacks of GeoTIFFs in their own folder.
+
+A VRT names the files that it is made of.  Those names may be addresses or any local files, and the files of any format,
+again with names in them.  So a VRT is read here, rewritten from a list of what it may hold, and then given to GDAL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from datasets.errors import SceneFormatError
+from model.plain import is_file
+
+LARGEST = 1 << 24                                       # bytes
+DEEPEST = 4                                             # a source's name, in a source, in a band, in the image
+_PLACE = {"xOff", "yOff", "xSize", "ySize"}
+_KEPT = {                                               # element -> its attributes
+    "VRTDataset": {"rasterXSize", "rasterYSize"}, "SRS": {"dataAxisToSRSAxisMapping", "coordinateEpoch"},
+    "GeoTransform": set(), "VRTRasterBand": {"dataType", "band", "blockXSize", "blockYSize"}, "NoDataValue": set(),
+    "SimpleSource": {"resampling"}, "ComplexSource": {"resampling"},
+    "SourceFilename": {"relativeToVRT", "relativetoVRT", "shared"}, "SourceBand": set(),
+    "SourceProperties": {"RasterXSize", "RasterYSize", "DataType", "BlockXSize", "BlockYSize"}, "SrcRect": _PLACE,
+    "DstRect": _PLACE, "NODATA": set(), "ScaleOffset": set(), "ScaleRatio": set(), "UseMaskBand": set()}
+_WITHOUT_EFFECT = {                                     # on the values that are read
+    "Metadata", "OverviewList", "Histograms", "Description", "CategoryNames", "ColorTable", "ColorInterp", "MaskBand",
+    "UnitType", "Offset", "Scale"}
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+
+def local(path: Path) -> bytes:
+    """A VRT with the absolute paths of its sources, all of them GeoTIFFs at or below its folder.
+
+    Raises SceneFormatError for other sources, and for what is no plain mosaic or stack.
+    """
+    if path.stat().st_size > LARGEST:
+        raise SceneFormatError(f"{path} has {path.stat().st_size:,} bytes; a .vrt has at most {LARGEST:,}.")
+    text = path.read_bytes()
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text or b"\0" in text:
+        raise SceneFormatError(f"{path} declares a document type; a .vrt has none.")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise SceneFormatError(f"{path} is not a valid .vrt file ({error}).") from error
+    if root.tag != "VRTDataset":
+        raise _refused(path, root.tag)
+    return ElementTree.tostring(_rewritten(root, path), encoding="unicode").encode()
+
+
+def is_geotiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does, so that GDAL opens it as nothing else."""
+    with open(path, "rb") as file:
+        return file.read(4) in _TIFF
+
+
+def _rewritten(element: ElementTree.Element, path: Path, depth: int = 1) -> ElementTree.Element:
+    """An element with what it may hold."""
+    if strange := set(element.keys()) - _KEPT[element.tag]:
+        raise _refused(path, f"{element.tag} {sorted(strange)[0]}")
+    made = ElementTree.Element(element.tag, dict(element.items()))
+    made.text = element.text
+    if element.tag == "SourceFilename":
+        made.text, made.attrib = str(_source(element, path)), {"relativeToVRT": "0"}
+    for child in element:
+        if child.tag in _WITHOUT_EFFECT:
+            continue
+        if child.tag not in _KEPT or child.tag == "VRTDataset" or depth == DEEPEST:
+            raise _refused(path, str(child.tag))
+        made.append(_rewritten(child, path, depth + 1))
+    return made
+
+
+def _source(element: ElementTree.Element, path: Path) -> Path:
+    name, folder = element.text or "", path.parent.resolve()
+    relative = "1" in (element.get("relativeToVRT"), element.get("relativetoVRT"))
+    source = path.parent / name if relative else Path(name)
+    if not is_file(source) or not source.resolve().is_relative_to(folder):
+        raise SceneFormatError(f"{path} names the source {name[:200]}, which is no file at or below its own folder. "
+                               "Put the source there.")
+    if not is_geotiff(source):
+        raise SceneFormatError(f"{path} names the source {name[:200]}, which is no GeoTIFF. Convert it, or the "
+                               ".vrt, to GeoTIFF (gdal_translate).")
+    return source.resolve()
+
+
+def _refused(path: Path, what: str) -> SceneFormatError:
+    return SceneFormatError(f"{path} holds {what[:100]}; only mosaics and stacks of GeoTIFFs are read from a .vrt. "
+                            "Make it a GeoTIFF (gdal_translate).")

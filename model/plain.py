@@ -1,0 +1,203 @@
+"""Data files as plain values: dictionaries, lists, text, numbers.  Nothing is imported or opened for what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.errors import ConfigError, UserError
+
+LARGEST_YAML, LARGEST_JSON = 1 << 20, 1 << 26       # bytes
+DEEPEST = 50                                        # dictionaries and lists inside each other
+MOST_VALUES = 100_000                               # aliases counted as what they stand for
+LONGEST_NUMBER = 100                                # digits; Python itself refuses 4,301
+_KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+_NUMBER = re.compile(rf"\s*[-+.\d][-+.:_\deExXa-fA-F]{{{LONGEST_NUMBER},}}\s*")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """PyYAML's safe loader; what looks like a date stays text."""
+
+    yaml_implicit_resolvers = {
+        letter: [(tag, form) for tag, form in found if not tag.endswith(":timestamp")]
+        for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a regular file of this name; False for names that no file can have."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def read_yaml(path: Path, error: type[UserError] = ConfigError) -> Any:
+    """What a YAML file says, as plain values.
+
+    Raises `error` if the file is missing, too large, no valid YAML, or holds other kinds of values.
+    """
+    text = _text(path, LARGEST_YAML, error)
+    try:
+        _check_size(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _count(node, {}, 0) > MOST_VALUES:
+                raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, LookupError) as reason:
+        raise error(f"{path} is not a valid YAML text file: {_one_line(reason)}") from reason
+
+
+def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
+    """What a JSON file says.  Raises `error` if the file is missing, too large or no valid JSON."""
+    try:
+        return json.loads(_text(path, LARGEST_JSON, error))
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path} is not a valid JSON file: {_one_line(reason)}") from reason
+
+
+def read_settings(path: str | Path, kind: type, error: type[UserError] = ConfigError) -> dict[str, Any]:
+    """What a YAML file says of the fields of dataclass `kind`, in their form (`check_form`); `error` names the file."""
+    if not is_file(path):
+        raise error(f"The config file {_shortened(path)} does not exist.")
+    content = read_yaml(Path(path), error)
+    if not isinstance(content, dict):
+        raise error(f"{path} holds no settings (lines of the form NAME: VALUE).")
+    try:
+        check_form(content, kind)
+    except ConfigError as reason:
+        raise error(f"{path}: {reason}") from reason
+    return content
+
+
+def check_form(values: dict[str, Any], kind: type) -> None:
+    """Raises ConfigError if keys are no fields of dataclass `kind`, or a value's form is not its field's.
+
+    Dictionaries stand only where a field is a dataclass, with its fields as keys, and text never does.  Keys may also
+    have the forms of flags: `simulation.seed`, `ablate+`.  Numbers and words are left to the parser.
+    """
+    hints = _hints(kind)
+    for key, value in values.items():
+        before, dot, part = key.partition(".")
+        name = before if dot else before.removesuffix("+")
+        if name not in hints:
+            raise ConfigError(f"{_shortened(key)} is not known.{_nearest(key, hints)}")
+        nested, value = _inner(hints[name]), {part: value} if dot else value
+        if nested is not None and isinstance(value, dict):
+            _check_nested(value, nested, name)
+        elif _holds_dictionary(value) or nested is not None and not _fits_beside(value, hints[name]):
+            raise ConfigError(f"{name} must be {_in_words(hints[name], nested)}, not {_shortened(value)}.")
+
+
+@cache                                              # tables read thousands of settings
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _check_nested(values: dict[str, Any], kind: type, name: str) -> None:
+    names = [entry.name for entry in fields(kind)]
+    for part, value in values.items():
+        if part not in names:
+            raise ConfigError(f"{_shortened(part)} is not known in {name}.{_nearest(part, names)}")
+        if isinstance(value, (dict, list)):
+            raise ConfigError(f"{name}: {part} must be a single value, not {_shortened(value)}.")
+
+
+def _inner(hint: Any) -> type | None:
+    """The dataclass that a field is, or may be."""
+    return next((one for one in (hint, *typing.get_args(hint)) if is_dataclass(one)), None)
+
+
+def _fits_beside(value: Any, hint: Any) -> bool:
+    """Whether a field that may be a dataclass may also be this: nothing, or a list."""
+    others = typing.get_args(hint)
+    return value is None and type(None) in others or \
+        isinstance(value, list) and any(typing.get_origin(one) is list for one in others)
+
+
+def _holds_dictionary(value: Any) -> bool:
+    return isinstance(value, dict) or isinstance(value, (list, tuple)) and any(map(_holds_dictionary, value))
+
+
+def _in_words(hint: Any, nested: type | None) -> str:
+    if nested is None:
+        return "a value or a list of values"
+    listed = " or a list" if _fits_beside([], hint) else ""
+    return f"{{{', '.join(f'{entry.name}: …' for entry in fields(nested))}}}{listed}"
+
+
+def _text(path: Path, largest: int, error: type[UserError]) -> str:
+    if not is_file(path):
+        raise error(f"{_shortened(str(path))} does not exist, or is no regular file.")
+    try:
+        size = path.stat().st_size
+        if size > largest:
+            raise error(f"{path} has {size:,} bytes; such a file has at most {largest:,}.")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as reason:
+        raise error(f"{path} is not a valid {path.suffix[1:].upper()} text file: {reason}") from reason
+    except OSError as reason:
+        raise error(f"{path} cannot be read ({reason.strerror}).") from reason
+
+
+def _check_size(text: str) -> None:
+    """Raises YAMLError for too many or too deep values; the parser's events need neither memory nor a deep stack."""
+    depth = count = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        count += isinstance(event, yaml.ScalarEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"it nests values more than {DEEPEST} deep")
+        if count > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
+
+
+def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
+    """How many values a node is, aliases counted as what they stand for.  Raises YAMLError if some are not plain."""
+    if depth > DEEPEST:                             # an alias of itself, too
+        raise yaml.YAMLError(f"it nests values more than {DEEPEST} deep")
+    if id(node) not in counted:
+        if node.tag not in _KINDS:
+            raise yaml.YAMLError(f"it holds a value of the kind {_shortened(node.tag)}")
+        if isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value:
+                raise yaml.YAMLError("it holds a NUL")
+            if _NUMBER.fullmatch(node.value):
+                raise yaml.YAMLError(f"it holds a number of more than {LONGEST_NUMBER} digits")
+            children: Iterable[yaml.Node] = ()
+        elif isinstance(node, yaml.MappingNode):
+            if strange := [key for key, _ in node.value if not key.tag.endswith((":str", ":merge"))]:
+                raise yaml.YAMLError(f"it has a name that is not text: {_shortened(strange[0].value)}")
+            children = (child for pair in node.value for child in pair)
+        else:
+            children = node.value
+        counted[id(node)] = 1 + sum(_count(child, counted, depth + 1) for child in children)
+    return counted[id(node)]
+
+
+def _one_line(reason: Exception) -> str:
+    return _shortened(" ".join(str(reason).split()), 300)
+
+
+def _shortened(value: Any, length: int = 80) -> str:
+    text = str(value)
+    return text if len(text) <= length else text[:length] + " …"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = get_close_matches(name[:200], list(known), n=1)
+    return f" Did you mean {found[0]}?" if found else ""

@@ -1,0 +1,214 @@
+"""Arrays out of files: no file has another one read, and none takes more than it holds."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import rasterio
+import scipy.io
+
+from datasets import formats
+from datasets.errors import SceneFormatError, SceneNotFoundError
+from datasets.formats import read_mat, read_raster
+from datasets.writers import write_mat_v5, write_mat_v73
+from raster_files import write_tif
+
+SECRET = np.full((2, 3, 4), 7, np.int16)
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    """A file outside the data's folder that no scene may show, as HDF5 and as bytes."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with h5py.File(folder / "secret.mat", "w") as file:
+        file["x"] = SECRET
+    (folder / "secret.bin").write_bytes(SECRET.tobytes())
+    return folder
+
+
+# HDF5
+
+LINKS = {"an external link": lambda file, there:
+         file.__setitem__("x", h5py.ExternalLink(str(there / "secret.mat"), "x")),
+         "a soft link to an external one": lambda file, there: (
+             file.__setitem__("y", h5py.ExternalLink(str(there / "secret.mat"), "/")),
+             file.__setitem__("x", h5py.SoftLink("/y/x"))),
+         "a soft link": lambda file, there: file.__setitem__("x", h5py.SoftLink("/own")),
+         "a link into a void": lambda file, there: file.__setitem__("x", h5py.SoftLink("/nothing"))}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_hdf5_links_are_refused(tmp_path, secret, kind):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["own"] = SECRET
+        LINKS[kind](file, secret)
+    with pytest.raises(SceneFormatError, match="'x' is a link to another place"):
+        read_mat(tmp_path / "a.mat", "x")
+    assert (read_mat(tmp_path / "a.mat", "own") == SECRET.T).all()
+
+
+def test_a_key_through_an_external_link_is_refused(tmp_path, secret):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["there"] = h5py.ExternalLink(str(secret / "secret.mat"), "/")
+        file["here/x"] = SECRET
+    for key in ("there/x", "/there/x", "//there//x"):
+        with pytest.raises(SceneFormatError, match="is a link to another place"):
+            read_mat(tmp_path / "a.mat", key)
+    assert (read_mat(tmp_path / "a.mat", "here/x") == SECRET.T).all()
+    for key in ("here", "here/x/y", "", "/", "nothing", "here/nothing", "."):
+        with pytest.raises(SceneFormatError):
+            read_mat(tmp_path / "a.mat", key)
+
+
+def test_hdf5_data_in_other_files_is_refused(tmp_path, secret):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file.create_dataset("raw", SECRET.shape, SECRET.dtype,
+                            external=[(str(secret / "secret.bin"), 0, SECRET.nbytes)])
+        layout = h5py.VirtualLayout(SECRET.shape, SECRET.dtype)
+        layout[:] = h5py.VirtualSource(str(secret / "secret.mat"), "x", SECRET.shape)
+        file.create_virtual_dataset("virtual", layout)
+    for key in ("raw", "virtual"):
+        with pytest.raises(SceneFormatError, match=f"'{key}' is stored in other files"):
+            read_mat(tmp_path / "a.mat", key)
+
+
+def test_an_hdf5_file_of_1_kb_that_declares_2_tb_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file.create_dataset("contiguous", (5000, 10000, 10000), "f4")
+        file.create_dataset("chunked", (5000, 10000, 10000), "f4", chunks=(1, 100, 100), compression="gzip")
+        file.create_dataset("chunk", (4, 4, 4), "f4", maxshape=(None,) * 3, chunks=(1000, 1000, 1000))
+    assert (tmp_path / "a.mat").stat().st_size < 20_000
+    for key in ("contiguous", "chunked", "chunk"):
+        with pytest.raises(SceneFormatError, match=r"declares \d+ × \d+ × \d+ values, but has only"):
+            read_mat(tmp_path / "a.mat", key)
+
+
+@pytest.mark.parametrize("value", ["text", np.zeros((0, 3, 2)), h5py.Empty("f4"), np.ones((2, 2, 2), complex),
+                                   np.zeros((2, 2, 2), [("a", "f4")]), [b"a", b"b"]])
+def test_hdf5_datasets_that_are_no_numbers_are_refused(tmp_path, value):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["x"] = value
+    with pytest.raises(SceneFormatError, match="'x' holds .*real numbers"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+@pytest.mark.parametrize("name, value", [("MATLAB_class", np.bytes_("char")), ("MATLAB_empty", np.uint8(1))])
+def test_matlabs_letters_and_empty_arrays_are_refused(tmp_path, name, value):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["x"] = np.arange(6, dtype=np.uint16).reshape(1, 6)
+        file["x"].attrs[name] = value
+    with pytest.raises(SceneFormatError, match="real numbers"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+# MATLAB v5
+
+def nested_cells(path: Path, depth: int) -> None:
+    """A v5 file whose variable x is a cell in a cell in a cell …, around a number."""
+    def head(kind: int, name: bytes, content: int) -> bytes:
+        flags, shape = struct.pack("<IIII", 6, 8, kind, 0), struct.pack("<IIii", 5, 8, 1, 1)
+        parts = flags + shape + struct.pack("<II", 1, len(name)) + name.ljust(-(-len(name) // 8) * 8, b"\0")
+        return struct.pack("<II", 14, len(parts) + content) + parts
+
+    inner = struct.pack("<IId", 9, 8, 1.0)
+    heads, size = [head(6, b"", len(inner))], len(inner)
+    for level in range(depth):
+        size += len(heads[-1])
+        heads.append(head(1, b"x" if level == depth - 1 else b"", size))
+    path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49) + b"".join(reversed(heads)) + inner)
+
+
+def test_cells_in_cells_are_refused_unread(tmp_path):
+    nested_cells(tmp_path / "a.mat", 20_000)
+    with pytest.raises(SceneFormatError, match="'x' holds cell"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+def test_only_the_variable_that_is_asked_for_is_read(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": SECRET, "cells": np.array([[1], "a"], object), "text": "abc",
+                                          "record": {"a": 1}, "sparse": scipy.sparse.eye(3), "y": SECRET + 1})
+    assert (read_mat(tmp_path / "a.mat", "x") == SECRET).all()
+    assert (read_mat(tmp_path / "a.mat", "y") == SECRET + 1).all()
+    for key in ("cells", "text", "record", "sparse"):
+        with pytest.raises(SceneFormatError, match=f"'{key}' holds .*real numbers"):
+            read_mat(tmp_path / "a.mat", key)
+
+
+def test_a_matlab_file_that_declares_more_than_it_holds_is_refused(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.ones((3, 5, 7))})
+    content = (tmp_path / "a.mat").read_bytes()
+    content = content.replace(struct.pack("<iii", 3, 5, 7), struct.pack("<iii", 30000, 50000, 700))
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(SceneFormatError, match="declares 30000 × 50000 × 700 values"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+def test_an_empty_label_map_of_any_size_is_read(tmp_path):
+    for write in (write_mat_v5, write_mat_v73):
+        write(tmp_path / "a.mat", {"x": np.zeros((3000, 4000))})
+        assert read_mat(tmp_path / "a.mat", "x").shape == (3000, 4000)
+
+
+def test_a_scene_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(formats, "ALWAYS_READ", 1000)
+    (tmp_path / "meminfo").write_text("MemTotal:       24000000 kB\nMemAvailable:   200 kB\n")
+    write_mat_v5(tmp_path / "a.mat", {"x": np.random.default_rng(0).random((60, 60, 10))})
+    write_tif(tmp_path / "a.tif", np.random.default_rng(0).random((60, 60, 10)))
+    for read in (lambda: read_mat(tmp_path / "a.mat", "x"), lambda: read_raster(tmp_path / "a.tif", 0)):
+        with pytest.raises(SceneFormatError, match="needs 0.0 GB of memory"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["v5", "v5 uncompressed", "v4", "v73", "tif", "img"])
+def test_damaged_files_are_right_or_refused(tmp_path, kind):
+    """Flipped bits and cut ends of the first bytes, where headers are."""
+    path, rng, array = tmp_path / "a.mat", np.random.default_rng(0), np.arange(60, dtype=np.float32).reshape(4, 5, 3)
+    if kind in ("tif", "img"):
+        path = tmp_path / f"a.{kind}"
+        with rasterio.open(path, "w", driver="GTiff" if kind == "tif" else "ENVI", height=4, width=5, count=3,
+                           dtype="float32") as file:
+            file.write(np.moveaxis(array, 2, 0))
+    elif kind == "v73":
+        write_mat_v73(path, {"x": array})
+    else:
+        scipy.io.savemat(path, {"x": array[..., 0] if kind == "v4" else array}, format=kind[1],
+                         do_compression=kind == "v5")
+    damaged = path.with_suffix(".hdr") if kind == "img" else path
+    whole = damaged.read_bytes()
+    for trial in range(150):
+        content = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 800), size=1 + trial % 4):
+            content[place] ^= 1 << rng.integers(8)
+        damaged.write_bytes(content[:rng.integers(1, len(whole))] if trial % 5 == 0 else content)
+        try:
+            found = read_raster(path, 0)[0] if kind in ("tif", "img") else read_mat(path, "x")
+        except (SceneFormatError, SceneNotFoundError):
+            continue
+        assert isinstance(found, np.ndarray) and found.nbytes < 1 << 26
+
+
+def test_a_packed_variable_that_is_larger_than_it_declares_is_refused(tmp_path):
+    """Eight values are declared; a thousand bytes unpack to a million."""
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.ones((2, 2, 2))})
+    content = (tmp_path / "a.mat").read_bytes()
+    matrix = content[136:]
+    grown = matrix[:matrix.index(struct.pack("<II", 9, 64))] + struct.pack("<II", 9, 10 ** 6) + bytes(10 ** 6)
+    packed = zlib.compress(struct.pack("<II", 14, len(grown)) + grown)
+    (tmp_path / "a.mat").write_bytes(content[:128] + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(SceneFormatError, match="'x' holds 1,000,000 bytes, its shape says 64"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+def test_numbers_of_an_unknown_kind_are_refused(tmp_path):
+    """scipy's reader looks the kind up behind the end of a table."""
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.ones((2, 2, 2))})
+    content = (tmp_path / "a.mat").read_bytes()
+    for kind in (0, 8, 14, 15, 20, 9 + 4096, 65535):
+        (tmp_path / "a.mat").write_bytes(content.replace(struct.pack("<II", 9, 64), struct.pack("<II", kind, 64)))
+        with pytest.raises(SceneFormatError, match="numbers of an unknown kind"):
+            read_mat(tmp_path / "a.mat", "x")
