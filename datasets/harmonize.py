@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from datasets.errors import PairError
 from datasets.scene import Scene
+
+log = logging.getLogger(__name__)
+
+NORMAL = 126              # float32 holds 2^-126 to 2^126 without loss
+MOST = 0.999              # share of the pixels that a healthy scene's maximum is compared with
+FAR = 100.0               # times above them: worth a warning
+BEYOND = 1e3              # times above them: no measurement
+RANGE = 1e6               # times above the median: more than a detector's 16 bits
 
 
 def check_pair(source: Scene, target: Scene, patch_size: int) -> None:
@@ -39,10 +49,48 @@ def preprocess(cube: np.ndarray) -> np.ndarray:
     """Divide by the scene's maximum, then L2-normalise each pixel's spectrum; a zero spectrum stays zero.
 
     [H, W, B] -> [H, W, B] float32.  Uses this scene's own values only (docs/data.md, "Preprocessing").
+
+    Only the mantissa of the maximum is divided by, and a power of two brings every spectrum to order 1.  Powers of two
+    cancel without rounding: the result is that of the plain quotient, but no maximum makes a square underflow.
     """
-    peak = float(cube.max())
+    cube = np.asarray(cube, np.float32)
+    peak = cube.max()
     if peak <= 0:
         raise PairError("The scene's maximum is not positive; there is nothing to normalise.")
-    scaled = np.asarray(cube, np.float32) / np.float32(peak)
+    _, exponent = np.frexp(peaks(cube)[..., None])
+    scaled = cube * np.ldexp(np.float32(1), -np.clip(exponent, -NORMAL, NORMAL))
+    scaled /= np.frexp(peak)[0]
     norm = np.linalg.norm(scaled, axis=2, keepdims=True)
     return np.divide(scaled, norm, out=scaled, where=norm > 0)
+
+
+def peaks(cube: np.ndarray) -> np.ndarray:
+    """[H, W, B] -> [H, W], the largest absolute value of each spectrum."""
+    return np.maximum(cube.max(axis=2), -cube.min(axis=2))
+
+
+def hot(levels: np.ndarray) -> np.ndarray:
+    """Which spectra are too bright to be measured, by their levels [H, W] (peaks or norms): [H, W] bool.
+
+    Hot is what lies BEYOND times above MOST of the spectra that are not zero, or RANGE times above their median (a fill
+    value may cover more than a few).
+    """
+    there = levels[levels > 0]
+    if not there.size:
+        return np.zeros(levels.shape, bool)
+    most, median = np.quantile(there, (MOST, 0.5), method="lower")
+    return levels > min(BEYOND * float(most), RANGE * float(median))
+
+
+def warn_of_hot_pixels(scene: Scene) -> None:
+    """Warn of values that lie far above all others: broken detector elements, or a fill value that nobody declared."""
+    levels = peaks(scene.cube)
+    there = levels[levels > 0]
+    if not there.size:
+        return
+    most, median = np.quantile(there, (MOST, 0.5), method="lower")
+    row, column = np.unravel_index(levels.argmax(), levels.shape)
+    if there.max() > FAR * float(most) or hot(levels).any():
+        log.warning("%s: row %d, column %d holds %g, while half of the pixels stay below %g. If that is a fill value, "
+                    "declare it as the raster's no-data value, or set those pixels to NaN.", scene.name, row, column,
+                    there.max(), median)

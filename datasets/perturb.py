@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.harmonize import hot
 from datasets.patches import PatchSampler, place
 from datasets.scene import Scene
 
@@ -125,12 +126,16 @@ def neighbours(wavelengths: np.ndarray, shift: float) -> tuple[np.ndarray, np.nd
 
 def brightness(cube: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What preprocessing divides out, and the scene's mean signal: [H, W, B] -> [H, W] float32, the L2 norm of each
-    spectrum in units of its mean over the pixels that are not zero, and [B], the mean of those spectra in that unit."""
+    spectrum in units of its mean over the pixels that are not zero, and [B], the mean of those spectra in that unit.
+
+    Hot pixels count as zero in the means and are as bright as the mean."""
     norm = np.sqrt(np.einsum("hwb,hwb->hw", cube, cube, dtype=np.float64))
+    if (broken := hot(norm)).any():
+        cube, norm = np.where(broken[..., None], 0, cube), np.where(broken, 0, norm)
     there = norm > 0
     mean = norm[there].mean()
     band_mean = cube.mean(axis=(0, 1), dtype=np.float64) * there.size / there.sum()
-    return (norm / mean).astype(np.float32), np.maximum(band_mean / mean, 0)
+    return np.where(broken, 1, norm / mean).astype(np.float32), np.maximum(band_mean / mean, 0)
 
 
 def wavelengths_of(scene: Scene) -> np.ndarray:

@@ -18,7 +18,7 @@ from utils.run.flags import tidy
 from utils.sweep.sweep import SweepConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "figure" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "figure" / "README.md"]
 TABLES = sorted(path for path in (ROOT / "figure").glob("*/*.md"))
 SPELLINGS = {"train": TrainConfig, "sweep": SweepConfig, "bench": BenchConfig, "evaluate": Choice, "predict": Choice}
 CALL = "python main.py"

@@ -51,6 +51,17 @@ def test_going_on_after_an_interruption_is_bit_identical(pair, tmp_path, monkeyp
     assert json.loads(whole.evaluation.read_text()) == json.loads(run.evaluation.read_text())
 
 
+def test_another_number_of_threads_is_warned_of_on_resume(trained, caplog):
+    run = trained("--method", "erm")
+    main.train(["--resume", str(run.path), "--max_epoch", "3"])
+    assert "bit by bit" not in caplog.text
+    threads = torch.get_num_threads()
+    run.update_run(threads=threads + 1)
+    main.train(["--resume", str(run.path), "--max_epoch", "4"])
+    assert f"threads {threads + 1}, now {threads}): its numbers will not be" in caplog.text
+    assert run.read_run()["threads"] == threads and run.read_run()["status"] == "done"
+
+
 @pytest.mark.slow
 def test_kill_nine_loses_nothing(pair, tmp_path):
     words = pair.words("--max_epoch", "100000", "--save_path", str(tmp_path / "b"))

@@ -84,26 +84,22 @@ def _resolve(backend: str, device: torch.device) -> str:
         _log.info("backend on %s: %s", device, wanted)
         return wanted
     if backend != "auto":
-        raise ConfigError(f"backend '{backend}' cannot run: {reason}. {_remedy(wanted, device)}, or use the backend "
-                          "'auto' or 'reference'.")
-    _log.info("backend on %s: reference, since %s cannot run: %s. %s for the faster kernels.", device, wanted, reason,
-              _remedy(wanted, device))
+        raise ConfigError(f"backend '{backend}' cannot run: {reason}, or use the backend 'auto' or 'reference'.")
+    _log.info("backend on %s: reference, since %s cannot run: %s for the faster kernels.", device, wanted, reason)
     return "reference"
 
 
 def _unavailable_reason(backend: str, device: torch.device) -> str | None:
-    if backend == "cupy":
-        return cuda.unavailable_reason(device)
-    return cpu.unavailable_reason() if device.type == "cpu" else f"the device is {device}, not a CPU"
-
-
-def _remedy(backend: str, device: torch.device) -> str:
+    """Why a backend cannot run on a device, and what would help; None where it can."""
     if backend == "cpu":
-        return "Install a C++ compiler (g++ or clang++)" if device.type == "cpu" else "Choose the backend 'cupy'"
+        return cpu.unavailable_reason() if device.type == "cpu" else \
+            f"the device is {device}, not a CPU. Choose the backend 'cupy'"
+    if (reason := cuda.unavailable_reason(device)) is None:
+        return None
     if device.type != "cuda":
-        return "Move model and data to a CUDA device"
+        return f"{reason}. Move model and data to a CUDA device"
     major = (torch.version.cuda or "13").split(".")[0]
-    return f'Install CuPy and its CUDA parts with pip install "cupy-cuda{major}x[ctk]"'
+    return f'{reason}. Install CuPy and its CUDA parts with pip install "cupy-cuda{major}x[ctk]"'
 
 
 def _autocast(tensor: Tensor, device_type: str) -> Tensor:

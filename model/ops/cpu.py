@@ -58,7 +58,7 @@ _SOURCE_OF = {name: source for source, functions in _ARGUMENTS.items() for name 
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """Why the kernels cannot run here; None where they can.  Builds them if need be."""
+    """Why the kernels cannot run here, and what would help; None where they can.  Builds them if need be."""
     try:
         for source in (*SOURCES.values(), *MORE_SOURCES):
             library(source)

@@ -37,7 +37,7 @@ _ARGUMENTS = {
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """Why the kernels cannot run here; None where they can.  Builds them if need be."""
+    """Why the kernels cannot run here, and what would help; None where they can.  Builds them if need be."""
     try:
         library(SOURCE)
     except BuildError as error:

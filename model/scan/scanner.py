@@ -108,9 +108,8 @@ def choose_operators(backend: str, device: torch.device, dtype: torch.dtype) -> 
     if reason is None:
         return cpu
     if backend == "cpu":
-        raise ConfigError(f"backend 'cpu' cannot scan: {reason}. Install a C++ compiler (g++ or clang++), or use the "
-                          "backend 'auto' or 'reference'.")
-    _log.info("scan on %s: reference, since its C++ kernels cannot be built: %s", device, reason)
+        raise ConfigError(f"backend 'cpu' cannot scan: {reason}, or use the backend 'auto' or 'reference'.")
+    _log.info("scan on %s: reference, since its C++ kernels cannot run: %s for them.", device, reason)
     return reference
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets.errors import PairError
-from datasets.harmonize import check_pair, preprocess
+from datasets.harmonize import check_pair, hot, peaks, preprocess, warn_of_hot_pixels
 from datasets.simulator import cache
 from datasets.simulator.cache import load_scene_or_simulate
 from model.errors import ConfigError
@@ -26,6 +26,60 @@ def test_preprocessing_gives_unit_spectra_and_leaves_zero_ones():
 def test_a_dark_scene_is_refused():
     with pytest.raises(PairError, match="not positive"):
         preprocess(np.zeros((2, 2, 3), np.float32))
+
+
+def plain_quotient(cube):
+    """Preprocessing by its definition, in float32, with no care for the scale."""
+    scaled = cube / cube.max()
+    norm = np.linalg.norm(scaled, axis=2, keepdims=True)
+    return np.divide(scaled, norm, out=scaled, where=norm > 0)
+
+
+@pytest.mark.parametrize("span", [1e-3, 1.0, 4095.0, 65535.0])
+def test_preprocessing_is_the_plain_quotient_bit_by_bit(scenes, span):
+    rng = np.random.default_rng(1)
+    cubes = [scene.cube * np.float32(span) for scene in scenes]
+    cubes += [(span * rng.random((20, 30, 48)) ** power).astype(np.float32) for power in (1, 8)]
+    cubes.append((span * rng.standard_normal((20, 30, 48))).astype(np.float32))
+    for cube in cubes:
+        cube[3, 4] = 0
+        np.testing.assert_array_equal(preprocess(cube), plain_quotient(cube))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_come_out_as_ever(broken):
+    cube = np.random.default_rng(2).random((5, 6, 7)).astype(np.float32)
+    cube[1, 2, 3] = broken
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(preprocess(cube), plain_quotient(cube))
+
+
+@pytest.mark.parametrize("fill", [1e30, np.finfo(np.float32).max])
+@pytest.mark.parametrize("span", [1e-3, 4095.0])
+def test_one_value_of_1e30_leaves_the_other_spectra_alone(fill, span):
+    cube = (span * np.random.default_rng(3).random((5, 6, 7))).astype(np.float32)
+    healthy = preprocess(cube)
+    cube[1, 2, 3] = fill
+    ready = preprocess(cube)
+    elsewhere = np.ones((5, 6), bool)
+    elsewhere[1, 2] = False
+    np.testing.assert_allclose(ready[elsewhere], healthy[elsewhere], rtol=3e-7)      # was 0, or as small as 1e-27
+    assert ready[1, 2, 3] == 1 and np.isfinite(ready).all()
+
+
+def test_spectra_near_the_smallest_numbers_get_unit_norm():
+    assert np.allclose(np.linalg.norm(preprocess(np.full((2, 2, 6), 1e-42, np.float32)), axis=2), 1)
+
+
+@pytest.mark.parametrize("pixels", [1, 300])
+def test_hot_pixels_are_warned_of(scenes, caplog, pixels):
+    warn_of_hot_pixels(scenes[0])
+    assert not caplog.text and not hot(peaks(scenes[0].cube)).any()
+    cube = scenes[0].cube.copy()
+    cube.reshape(-1, cube.shape[2])[100:100 + pixels, 7] = 1e30
+    warn_of_hot_pixels(replace(scenes[0], cube=cube))
+    assert "row 1, column 40 holds 1e+30" in caplog.text and "no-data value" in caplog.text
+    assert hot(peaks(cube)).sum() == pixels
 
 
 def test_pairs_that_do_not_fit_are_refused(scenes):

@@ -127,6 +127,24 @@ def test_brightness_is_what_preprocessing_divides_out(scenes):
     np.testing.assert_allclose(mean, cube[norm > 0].mean(0) / norm[norm > 0].mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("fill", [1e30, np.finfo(np.float32).max])
+def test_one_value_of_1e30_does_not_darken_the_views(scenes, fill):
+    cube = scenes[0].cube.copy()
+    row, column = np.argwhere(scenes[0].labels == 0)[0]                 # no patch's centre
+    cube[row, column, 5] = fill
+    marred, (plane, mean) = replace(scenes[0], cube=cube), brightness(cube)
+    expected_plane, expected_mean = brightness(scenes[0].cube)
+    there = np.ones(plane.shape, bool)
+    there[row, column] = False
+    np.testing.assert_allclose(plane[there], expected_plane[there], rtol=1e-2)       # the mean lacks one pixel
+    np.testing.assert_allclose(mean, expected_mean, rtol=1e-2)
+    assert plane[row, column] == 1
+    expected, found = (views_of(ShiftedSource(held_out(scene), scene), 40) for scene in (scenes[0], marred))
+    centre = np.s_[:, :, 2, 2]
+    for name, (x, _) in expected.items():
+        np.testing.assert_allclose(found[name][0][centre], x[centre], atol=1e-3)
+
+
 def held_out(scene, count=40, patch_size=5, backend="auto"):
     centres = np.argwhere(scene.labels > 0)[:count]
     labels = scene.labels[tuple(centres.T)] - 1

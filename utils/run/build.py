@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.harmonize import check_pair, check_patch, preprocess
+from datasets.harmonize import check_pair, check_patch, preprocess, warn_of_hot_pixels
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
 from datasets.readers import scene_digests
@@ -73,7 +73,10 @@ def choose_device(gpu: int) -> torch.device:
 
 
 def read_scene(config: TrainConfig, name: str) -> Scene:
-    return load_scene_or_simulate(name, config.data_path, config.simulation.severity, config.simulation.seed)
+    """The scene of this name, or of this scene file.  Hot pixels are warned of."""
+    scene = load_scene_or_simulate(name, config.data_path, config.simulation.severity, config.simulation.seed)
+    warn_of_hot_pixels(scene)
+    return scene
 
 
 def data_digests(config: TrainConfig) -> dict[str, str]:

@@ -6,10 +6,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from model.methods import Method
 from model.seeding import Streams
 from utils.run import checkpoint
-from utils.run.build import Data
+from utils.run.build import Data, backend_of
 from utils.run.config import TrainConfig
 from utils.run.folder import RunFolder
 
@@ -50,7 +52,8 @@ def save(training: Training) -> None:
 def restore(training: Training) -> None:
     """Bring method, streams and progress to the checkpoint's state; drop records of epochs after it.
 
-    Raises CheckpointError if the checkpoint is damaged, or belongs to other settings, data or another device.
+    Another number of threads is warned of.  Raises CheckpointError if the checkpoint is damaged, or belongs to other
+    settings, data or another device.
     """
     run, data = training.run, training.data
     saved = checkpoint.load(run.checkpoint)
@@ -61,4 +64,17 @@ def restore(training: Training) -> None:
     training.progress = Progress(**saved["state"])
     run.cut_records(training.progress.epoch)
     run.write_config(training.config)
+    warn_of_other_bits(run, training.config, data)
     log.info("Going on with %s after epoch %d.", run.path, training.progress.epoch)
+
+
+def warn_of_other_bits(run: RunFolder, config: TrainConfig, data: Data) -> None:
+    """Warn if a run goes on with another number of threads or another backend: sums then run in another order."""
+    device, before = data.train.cube.device, run.read_run()
+    now = {"backend": backend_of(config, device)}
+    if device.type == "cpu":
+        now["threads"] = torch.get_num_threads()
+    changed = [f"{name} {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value]
+    if changed:
+        log.warning("%s goes on otherwise than it began (%s): its numbers will not be those of an unbroken run, bit by "
+                    "bit. OMP_NUM_THREADS sets the threads, --backend the backend.", run.path, "; ".join(changed))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +28,7 @@ MAX_RETRIES = 5                 # of one run, on a lost worker or machine
 CONNECT_SECONDS = 10
 PROBE_SECONDS = 120             # for all machines to say what they see; a worker's start takes seconds
 STOP_SECONDS = 120              # for all runs to save after Ctrl-C
+_SPANS_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"     # despite its name, of every system: 0 = 127.0.0.1 only
 STORE_BYTES = 80 * 2 ** 20      # of Ray's object store (its least is 75 MiB); only words travel
 
 
@@ -66,6 +69,31 @@ def train_on_ray(runs: list[Run], program: str, save_path: str, address: str, cp
 @contextmanager
 def _cluster(address: str) -> Iterator[ModuleType]:
     """Ray, connected to the cluster at `address`; started on this machine, and stopped at the end, for HERE."""
+    with _alone() if address == HERE else nullcontext(), _connected(address) as ray:
+        yield ray
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """A cluster that is started inside listens on the loopback interface only, and takes a token of its own only.
+
+    Ray's default token would lie in a file of the home directory, which other users may be able to read.
+    """
+    ours = {_SPANS_MACHINES: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[ModuleType]:
+    """Ray, connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")      # Ray's coming default; without it, it warns
     try:
@@ -77,9 +105,12 @@ def _cluster(address: str) -> Iterator[ModuleType]:
     here = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == HERE else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(f"The Ray cluster '{address}' cannot be used: {_short(error)}") from error
     signal.signal(signal.SIGTERM, on_stop)        # ray.init puts its own there
+    if here and not ipaddress.ip_address(own := ray.util.get_node_ip_address()).is_loopback:
+        log.warning("This version of Ray listens on the network, at %s; its token alone keeps others out. A version that "
+                    "listens on this machine only: %s", own, INSTALL)
     ray.cloudpickle.register_pickle_by_value(process)
     try:
         yield ray

@@ -1,7 +1,4 @@
-"""The C++ kernels against the reference, and how they are built."""
-
-import subprocess
-import sys
+"""The C++ kernels against the reference."""
 
 import pytest
 import torch
@@ -9,8 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.layers import Involution, norm_relu_sum
-from model.ops import build, cpu, involution, reference
-from model.ops.build import BuildError, library
+from model.ops import cpu, involution, reference
 
 needs_kernels = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=f"no C++: {cpu.unavailable_reason()}")
 SIZES = [(2, 1, 3, 3), (1, 2, 1, 4), (2, 3, 5, 1), (1, 5, 1, 1), (3, 8, 4, 7), (2, 14, 5, 5), (2, 25, 5, 4),
@@ -158,77 +154,3 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
         results.append([y, norm.running_var, *torch.autograd.grad(y.square().sum(), inputs)])
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("S2AMSNET_CACHE", str(tmp_path / "cache"))
-    library.cache_clear()
-    yield tmp_path
-    library.cache_clear()
-
-
-def one_function(folder, body="return 41 + 1;"):
-    source = folder / "answer.cpp"
-    source.write_text(f'extern "C" int answer() {{ {body} }}\n')
-    return source
-
-
-@needs_kernels
-def test_a_build_is_kept_and_a_changed_source_is_built_anew(cache, caplog):
-    caplog.set_level("INFO", logger="model.ops.build")
-    for _ in range(2):
-        assert library(one_function(cache)).answer() == 42
-        library.cache_clear()
-    assert sum("Compiling answer.cpp" in message for message in caplog.messages) == 1
-    assert library(one_function(cache, "return 7;")).answer() == 7
-    assert len(list((cache / "cache").glob("answer-*.so"))) == 2
-
-
-@pytest.mark.slow
-@needs_kernels
-def test_processes_wait_for_the_one_that_builds(cache):
-    words = ("from pathlib import Path; from model.ops.build import library; "
-             f"print(library(Path({str(one_function(cache))!r})).answer())")
-    processes = [subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["42\n", "42\n"]
-    assert len(list((cache / "cache").glob("*.so"))) == 1
-
-
-@needs_kernels
-def test_a_source_that_does_not_compile_is_a_build_error_and_leaves_nothing(cache):
-    with pytest.raises(BuildError, match="the compiler failed"):
-        library(one_function(cache, "return nothing;"))
-    assert not list((cache / "cache").glob("*.so")) and not list((cache / "cache").glob("*-build-*"))
-
-
-def test_no_compiler_and_no_place_are_build_errors(cache, monkeypatch):
-    monkeypatch.setenv("CXX", "ccache g++")
-    with pytest.raises(BuildError, match="CXX = 'ccache g..' is not the name or path of a program"):
-        library(one_function(cache))
-    monkeypatch.delenv("CXX")
-    monkeypatch.setattr(build.shutil, "which", lambda name: name)
-    monkeypatch.setenv("S2AMSNET_CACHE", str(cache / "answer.cpp" / "below a file"))
-    with pytest.raises(BuildError):
-        library(one_function(cache))
-
-
-@needs_kernels
-def test_a_library_in_the_cache_is_not_built_again(cache, monkeypatch):
-    source = one_function(cache)
-    library(source)
-    library.cache_clear()
-    monkeypatch.setattr(build, "compile_into", None)
-    monkeypatch.setattr(build, "FileLock", None)            # so that the cache may be read-only
-    assert library(source).answer() == 42
-
-
-@needs_kernels
-def test_what_a_killed_build_left_is_removed(cache):
-    source = one_function(cache)
-    library(source)
-    built, = (cache / "cache").glob("answer-*.so")
-    built.unlink()
-    (cache / "cache" / f"{built.stem}-build-left").mkdir()
-    library.cache_clear()
-    assert library(source).answer() == 42 and not list((cache / "cache").glob("*-build-*"))

@@ -10,6 +10,7 @@ import torch
 import model.ops as ops
 from model.errors import ConfigError
 from model.ops import gather_patches, involution, resolve_backend
+from model.ops.build import BuildError
 
 CHANNELS = (1, 2, 4, 5, 48, 103, 128, 176)   # below a group, leftovers of one and two, the scenes' band counts
 CPU = torch.device("cpu")
@@ -235,7 +236,8 @@ def test_auto_takes_the_kernels_that_can_be_built(fresh_choice, monkeypatch):
 
 
 def test_without_a_compiler_the_reference_serves_and_says_why(fresh_choice, monkeypatch):
-    monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: "there is no C++ compiler ('c++')")
+    missing = BuildError("there is no C++ compiler ('c++')", "Install a C++ compiler (g++ or clang++)")
+    monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: str(missing))
     assert [resolve_backend("auto", CPU) for _ in range(2)] == ["reference"] * 2
     assert [record.getMessage() for record in fresh_choice.records] == [
         "backend on cpu: reference, since cpu cannot run: there is no C++ compiler ('c++'). Install a C++ compiler "

@@ -216,7 +216,7 @@ def test_grouped_order_puts_members_side_by_side():
 
 def test_without_a_compiler(monkeypatch, caplog):
     monkeypatch.setattr(scanner, "resolve_backend", lambda backend, device: "cpu")
-    monkeypatch.setattr(cpu, "unavailable_reason", lambda: "there is no C++ compiler ('c++')")
+    monkeypatch.setattr(cpu, "unavailable_reason", lambda: "there is no C++ compiler ('c++'). Install a C++ compiler")
     discriminator, cube = network(5), scene(7, 6, 6)
     with caplog.at_level(logging.INFO):
         found = scan(discriminator, cube, 5, "auto")

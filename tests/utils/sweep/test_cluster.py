@@ -1,8 +1,11 @@
 """Sweeps on a Ray cluster: several machines, all of them this one."""
 
 import fcntl
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +24,25 @@ Cluster = pytest.importorskip("ray.cluster_utils", reason="Ray, which is optiona
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]        # one cluster, and one test at a time in it
 
+ROOT = Path(main.__file__).parent
+ALONE = """
+import json, os, sys
+from utils.sweep import cluster
+with cluster._cluster(cluster.HERE) as ray:
+    import psutil
+    ray.get(ray.remote(lambda: 0).remote())
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {socket.laddr.ip for process in family for socket in process.net_connections("inet")
+                 if socket.status == psutil.CONN_LISTEN}
+    print(json.dumps({"listening": sorted(listening), "address": ray.get_runtime_context().gcs_address}), flush=True)
+    sys.stdin.read()
+"""
+STRANGER = """
+import pathlib, sys
+import ray
+ray.init(address=sys.argv[1], logging_level="ERROR")
+ray.get(ray.remote(lambda path: pathlib.Path(path).touch()).remote(sys.argv[2]))
+"""
 MACHINE = {"object_store_memory": 80 * 2 ** 20, "include_dashboard": False}
 
 
@@ -135,3 +157,20 @@ def test_a_killed_machine_leaves_the_table_of_a_sequential_sweep(cluster, pair, 
     assert any("--resume" in run.read_run()["command"] for run in find_runs([runs]))
     assert written(runs) == sequential
     assert "tables/pairs.md" in sequential and sum(name.endswith("evaluation.json") for name in sequential) == 3
+
+
+def test_a_cluster_of_this_machine_hears_nobody_else(tmp_path):
+    """The loopback interface only, and nothing for a process that lacks the token or has another one."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    strangers = [clean, clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with subprocess.Popen([sys.executable, "-c", ALONE], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              env=clean | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}, text=True) as alone:
+            about = json.loads(alone.stdout.readline())
+            codes = [subprocess.run([sys.executable, "-c", STRANGER, about["address"], str(tmp_path / "canary")],
+                                    env=environment, capture_output=True, timeout=300).returncode
+                     for environment in strangers]
+            alone.stdin.close()
+    assert about["listening"] and set(about["listening"]) <= {"127.0.0.1", "::1"}
+    assert all(codes) and not (tmp_path / "canary").exists() and alone.returncode == 0
+    assert not (tmp_path / ".ray").exists()                    # no token was left where others may read it
