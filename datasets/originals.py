@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from datasets.errors import DownloadError, SceneFormatError, SceneNotFoundError
 from datasets.readers import sha256
+from model.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ class ResumingDownloader:
         self.part = part
         self.progress = progress
         self.validator = part.with_name(part.name + ".etag")
+        for path in (self.part, self.validator):
+            if path.is_symlink():                       # what is written here stays here
+                path.unlink()
 
     def __call__(self, url: str, output_file: str, _pooch: pooch.Pooch | None) -> None:
         failures = 0
@@ -195,9 +199,8 @@ def record_sums(paths: Iterable[Path], folder: Path) -> None:
     """Add the digests of files in `folder` to its SHA256SUMS, those already there unchanged."""
     known = read_sums(folder)
     sums = {path.name: sha256(path) for path in paths if path.name not in known} | known
-    part = folder / (SUMS_FILE + ".part")
-    part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    os.replace(part, folder / SUMS_FILE)
+    with replacing(folder / SUMS_FILE) as file:
+        file.write("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode())
 
 
 def find_originals(names: Sequence[str], folder: Path, archive: str | None) -> dict[str, Found]:

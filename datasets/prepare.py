@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from datasets.originals import Found, Original, fetch, find_originals, record_su
 from datasets.readers import sha256
 from datasets.writers import write_mat_v5
 from model.errors import ConfigError
+from model.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +253,5 @@ def _read_record(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _write_record(out: Path, record: dict[str, dict[str, str]]) -> None:
-    part = out / (RECORD_FILE + ".part")
-    part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    os.replace(part, out / RECORD_FILE)
+    with replacing(out / RECORD_FILE) as file:
+        file.write(json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")

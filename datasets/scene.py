@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from datasets.errors import SceneFormatError
+from model.files import is_plain_name
 
 
 LONGEST_NAME = 200                                      # letters
@@ -73,9 +74,12 @@ class Scene:
         return np.bincount(self.labels.ravel(), minlength=self.n_classes + 1)[1:]
 
     def verify(self) -> None:
-        """Raise SceneFormatError if the parts do not fit each other, or a name cannot be shown."""
+        """Raise SceneFormatError if the parts do not fit each other, or a name cannot be shown or be that of a file."""
         for name in (self.name, *self.class_names):
             check_name(name)
+        if not is_plain_name(self.name):
+            raise SceneFormatError(f"A scene cannot be called {self.name[:LONGEST_NAME]!r}: files are named after it. "
+                                   f"Give it a name without / and \\, of at most {LONGEST_NAME} bytes.")
         if self.cube.ndim != 3:
             raise SceneFormatError(f"{self.name}: the cube has {self.cube.ndim} dimensions {self.cube.shape}, "
                                    "expected height x width x bands. Check the cube's key in the scene file.")

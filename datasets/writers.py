@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -13,6 +13,7 @@ from rasterio.transform import Affine
 
 from datasets.scene import Scene
 from model.errors import ConfigError
+from model.files import replacing
 
 _HEADER_BYTES = 116       # text part of both file headers (MATLAB "MAT-File Format", level 5)
 _V73_BLOCK = 512          # MATLAB puts its header in a user block before the HDF5 data
@@ -20,25 +21,21 @@ _V73_BLOCK = 512          # MATLAB puts its header in a user block before the HD
 
 def write_mat_v5(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as a MATLAB v5 file, atomically; the same arrays give the same bytes."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+    with replacing(path) as file:
         scipy.io.savemat(file, arrays, do_compression=True)
-    _stamp(part, "MATLAB 5.0 MAT-file")
-    os.replace(part, path)
+        _stamp(file, "MATLAB 5.0 MAT-file")
 
 
 def write_mat_v73(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as a MATLAB v7.3 file (HDF5, axes reversed), atomically."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w", userblock_size=_V73_BLOCK) as file:
-        for key, array in arrays.items():
-            data = file.create_dataset(key, data=np.asarray(array).T, compression="gzip", compression_opts=4)
-            kind = {"float64": "double", "float32": "single", "bool": "logical"}.get(str(array.dtype), str(array.dtype))
-            data.attrs["MATLAB_class"] = np.bytes_(kind)
-    _stamp(part, "MATLAB 7.3 MAT-file, HDF5 schema 1.00 .", bytes(8) + b"\x00\x02IM")
-    os.replace(part, path)
+    with replacing(path) as part:
+        with h5py.File(part.name, "w", userblock_size=_V73_BLOCK) as file:
+            for key, array in arrays.items():
+                data = file.create_dataset(key, data=np.asarray(array).T, compression="gzip", compression_opts=4)
+                kind = {"float64": "double", "float32": "single", "bool": "logical"}.get(str(array.dtype),
+                                                                                         str(array.dtype))
+                data.attrs["MATLAB_class"] = np.bytes_(kind)
+        _stamp(part, "MATLAB 7.3 MAT-file, HDF5 schema 1.00 .", bytes(8) + b"\x00\x02IM")
 
 
 def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tuple[str, ...]) -> None:
@@ -46,19 +43,19 @@ def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tup
     atomically.  Raises ConfigError if it cannot be written."""
     place = scene.georeference
     extra = {} if place is None else {"crs": place.crs, "transform": Affine(*place.transform)}
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(part, "w", driver="GTiff", height=prediction.shape[0], width=prediction.shape[1], count=1,
-                           dtype=prediction.dtype, nodata=0, compress="deflate", **extra) as file:
-            file.write(prediction, 1)
-            file.update_tags(**{f"class_{k}": name for k, name in enumerate(class_names, 1)})
-        os.replace(part, path)
+        with replacing(path) as part, rasterio.MemoryFile() as memory:       # GDAL itself says nothing of a full disk
+            with memory.open(driver="GTiff", height=prediction.shape[0], width=prediction.shape[1], count=1,
+                             dtype=prediction.dtype, nodata=0, compress="deflate", **extra) as file:
+                file.write(prediction, 1)
+                file.update_tags(**{f"class_{k}": name for k, name in enumerate(class_names, 1)})
+            part.write(memory.getbuffer())
     except (OSError, rasterio.errors.RasterioIOError) as error:
         raise ConfigError(f"The map {path} cannot be written ({error}). Choose another --out.") from error
 
 
-def _stamp(path: Path, text: str, tail: bytes = b"") -> None:
+def _stamp(file: BinaryIO, text: str, tail: bytes = b"") -> None:
     """Overwrite the header text (scipy writes the date of the day there)."""
-    with open(path, "r+b") as file:
-        file.write(text.ljust(_HEADER_BYTES).encode() + tail)
+    file.seek(0)
+    file.write(text.ljust(_HEADER_BYTES).encode() + tail)

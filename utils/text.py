@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from model.errors import UserError
+from model.files import replacing
 
 MISSING = "–"
 UNSEEN = "\N{REPLACEMENT CHARACTER}"         # in place of a control character
@@ -17,9 +17,8 @@ UNSEEN = "\N{REPLACEMENT CHARACTER}"         # in place of a control character
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text atomically."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def duration(seconds: float) -> str:
@@ -81,7 +80,7 @@ def text_between(path: Path, name: str) -> str:
 
 def _parts(path: Path, name: str) -> tuple[str, str, str]:
     """A file's text up to the first mark, between the marks, and from the second one on."""
-    content = path.read_text()
+    content = path.read_text(encoding="utf-8")
     before, begin, rest = content.partition(f"<!-- {name} -->")
     between, end, after = rest.partition(f"<!-- /{name} -->")
     if not (begin and end):

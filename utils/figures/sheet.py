@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+
+from model.files import replacing
 
 DPI = 150
 LABEL, SMALL, TITLE = 8.0, 7.0, 10.0        # points
@@ -188,6 +189,5 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a PNG at 150 dpi, atomically; creates the folder.  The same figure gives the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=DPI)
-    os.replace(part, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
