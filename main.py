@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from utils import process  # first, before torch
@@ -22,54 +23,51 @@ from model.errors import NonFiniteLossError, UserError
 from model.graphs import check_options
 from model.seeding import Streams
 from utils.commands import registry
+from utils.process import refusals_told
 from utils.run import estimate
 from utils.run.build import augmentation, backend_of, build_method, choose_device, load_data
 from utils.run.config import parse_train
-from utils.run.folder import RunFolder, environment, open_run, peak_memory_mib, run_label, run_name, version
+from utils.run.environment import environment, peak_memory_mib, version
+from utils.run.flags import shortened
+from utils.run.folder import RunFolder, open_run, run_label, run_name
 from utils.run.report import run_table
 from utils.run.scoring import clean_patches, evaluate_source, evaluate_target, out_of_patience, score_run
 from utils.run.selection import select
 from utils.run.tensorboard import Curves
-from utils.run.training import Progress, Training, restore, save
+from utils.run.training import Progress, Training, restore, save, watched
 from utils.run.validators import validate
 
 log = logging.getLogger("main")
 
 PATIENT_BAR = 30.0        # seconds between progress lines where the output is not a terminal
+LONGEST_ERROR = 1000      # letters
 
 
 def train(argv: list[str]) -> RunFolder:
-    """The training run, top to bottom."""
+    """The training run, top to bottom; nobody else works in its folder meanwhile."""
     config = parse_train(argv)
     device = choose_device(config.gpu)
     check_options(config, device)
-    streams = Streams(config.seed, device)
-    data = load_data(config, device, streams.split)
-    method = build_method(config, data.task, streams, device, data.adaptation)
-    if config.resume:
-        training = Training(config, data, method, streams, open_run(config.resume))
-        restore(training)
-    else:
-        files = method.begin_run()
-        training = Training(config, data, method, streams, RunFolder.create(config, run_name(config)))
-        training.run.update_run(initial_weights=files)
-        save(training)
-    run = training.run
-    run.begin(config, data, environment(device, backend_of(config, device)))
-    log.info("%s, seed %d -> %s", run_label(config), config.seed, run.path)
-    estimate.announce(config, data, device, config.max_epoch - training.progress.epoch)
-    try:
-        fit(training)
-        score_run(run, method, data, training.progress.selected)
-    except KeyboardInterrupt:
-        run.update_run(status="interrupted")
-        log.warning("Interrupted. Epoch %d is saved; go on with: python main.py --resume %s", training.progress.epoch,
-                    run.path)
-        raise
-    except NonFiniteLossError as error:
-        run.update_run(status="failed", error=str(error))
-        raise
-    run.update_run(status="done", seconds=training.progress.seconds, peak_memory_mib=peak_memory_mib(device))
+    with open_run(config.resume) if config.resume else nullcontext() as resumed:
+        streams = Streams(config.seed, device)
+        data = load_data(config, device, streams.split)
+        method = build_method(config, data.task, streams, device, data.adaptation)
+        files = {} if resumed else method.begin_run()
+        with resumed or RunFolder.create(config, run_name(config)) as run:
+            training = Training(config, data, method, streams, run)
+            if resumed:
+                restore(training)
+            with watched(training):
+                if not resumed:
+                    run.update_run(initial_weights=files)
+                    save(training)
+                run.begin(config, data, environment(device, backend_of(config, device)))
+                log.info("%s, seed %d -> %s", run_label(config), config.seed, run.path)
+                estimate.announce(config, data, device, config.max_epoch - training.progress.epoch)
+                fit(training)
+                score_run(run, method, data, training.progress.selected)
+                run.update_run(status="done", seconds=training.progress.seconds,
+                               peak_memory_mib=peak_memory_mib(device))
     print(run_table(run))
     return run
 
@@ -159,23 +157,34 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)      # a scheduler's stop is an interruption too
     process.keep_freed_memory()
     try:
-        if argv[:1] in (["--help"], ["-h"], ["help"]):
-            result = print(registry.overview())
-        elif argv[:1] == ["--version"]:
-            result = print(version())
-        else:
-            command, words = registry.find(argv)
-            result = (train if command.name == registry.TRAIN else command.load())(words)
-        sys.stdout.flush()
+        with refusals_told():
+            return run_command(argv)
     except BrokenPipeError:                                        # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(in_one_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def run_command(argv: list[str]) -> int:
+    """Run the command that the words name; the exit code."""
+    if argv[:1] in (["--help"], ["-h"], ["help"]):
+        result = print(registry.overview())
+    elif argv[:1] == ["--version"]:
+        result = print(version())
+    else:
+        command, words = registry.find(argv)
+        result = (train if command.name == registry.TRAIN else command.load())(words)
+    sys.stdout.flush()
     return result if isinstance(result, int) else 0
+
+
+def in_one_line(error: UserError) -> str:
+    """What the terminal shows of an error: its type and its words, of at most LONGEST_ERROR letters."""
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_ERROR)
 
 
 if __name__ == "__main__":

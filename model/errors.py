@@ -13,5 +13,13 @@ class CheckpointError(UserError):
     """A checkpoint is damaged or belongs to another configuration."""
 
 
+class RunFolderError(UserError):
+    """A file of a run folder is damaged or missing, or another process works in the folder."""
+
+
+class SystemRefusedError(UserError):
+    """The system refused something: the disk is full, a file cannot be opened, memory is short."""
+
+
 class NonFiniteLossError(UserError):
     """A loss term became NaN or infinite during training."""

@@ -11,13 +11,18 @@ again.  In a virtual machine those page faults cost more than the step's arithme
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from model.errors import SystemRefusedError
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +34,37 @@ _KEEP = 2 ** 31 - 1                                           # the largest valu
 _DYNAMIC_MMAP = 32 * 2 ** 20     # where glibc's dynamic thresholds end once a block of this size has been freed ...
 _DYNAMIC_TRIM = 64 * 2 ** 20     # ... and twice that
 _DEFAULT_MMAP_MAX = 65536
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
 USERS_WORDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
 _TUNABLES = ("glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold", "glibc.malloc.mmap_max")
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _highest = 0                     # bytes of the resident set at its highest point before the last reset of its peak
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """What the system refuses inside (a file, disk, memory) is raised as SystemRefusedError, in one line.
+
+    A closed output is no refusal: BrokenPipeError passes.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise SystemRefusedError(f"{place}{error.strerror or error}. {_advice(error)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}")):
+            raise
+        raise SystemRefusedError("There is not enough memory. Try a smaller --batch_size or --patch_size, or close other "
+                                 "programs.") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Make room on the disk and start again; whole files that were there before are still there."
+    return "Check that the path is right, and that you may read and write there."
 
 
 def keep_freed_memory(*, over_the_user: bool = False) -> bool:

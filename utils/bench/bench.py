@@ -22,7 +22,7 @@ from utils.bench.measure import Variant, alternate
 from utils.bench.workloads import Sizes, Way
 from utils.figures import sheet
 from utils.run.build import choose_device
-from utils.run.folder import environment
+from utils.run.environment import environment
 from utils.text import insert_table, write_text
 
 PAPER = Sizes(patch_size=13, pro_dim=128, GIN_ch=24, batch_size=256, bands=48, recipe="released", scene=(210, 954))

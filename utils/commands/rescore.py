@@ -8,7 +8,7 @@ from typing import Optional
 
 from model.errors import UserError
 from utils.run.flags import Parser
-from utils.run.folder import RunFolder, find_runs
+from utils.run.folder import RunFolder, finished_runs
 from utils.trained import rescore
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def refit(words: list[str]) -> None:
 def _derive(command: str, folders: list[str], make: Callable[[RunFolder], RunFolder | None]) -> None:
     """Make a run folder of every finished run below the folders but those that the command itself made.  One that can't
     be made does not stop the others; raises UserError at the end."""
-    runs = [run for run in find_runs(folders) if run.read_run().get("status") == "done" and rescore.derived_by(run) != command]
+    runs = [run for run in finished_runs(folders) if rescore.derived_by(run) != command]
     if not runs:
         raise UserError(f"No finished run below {', '.join(folders)}.")
     failed = 0

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
-from model.errors import ConfigError, UserError
+from model.errors import ConfigError
 from utils.figures import sheet, study as study_figures
 from utils.figures.comparison import plot_ranks
 from utils.figures.of_run import draw_run
 from utils.figures.of_runs import LAYOUTS, gallery
 from utils.run.flags import Parser
-from utils.run.folder import find_runs
+from utils.run.folder import finished_runs
 from utils.run.selection import LAST, ORACLE, RULES
 from utils.tables import collect, layouts, markup, study as study_maker
 from utils.tables.compare import Comparison, compare_runs
@@ -45,10 +45,7 @@ def figures(words: list[str]) -> None:
                 sheet.save(figure, out / f"{name}.png")
                 print(out / f"{name}.png")
         return
-    finished = [run for run in find_runs(choice.runs) if run.read_run().get("status") == "done"]
-    if not finished:
-        raise UserError(f"No finished run below {', '.join(choice.runs)}.")
-    for run in finished:
+    for run in finished_runs(choice.runs):
         for path in draw_run(run, choice.gpu, choice.data_path, progress=sys.stderr.isatty()):
             print(path)
 

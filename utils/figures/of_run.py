@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +27,18 @@ SPECTRA_PATCHES = 2048    # source patches whose generated versions give the mea
 
 def draw_run(run: RunFolder, gpu: int | None = None, data_path: str | None = None, progress: bool = True) -> list[Path]:
     """Draw every figure of a run into its folder `figures`; returns the files."""
-    trained = load_run(run, LAST.name, gpu, data_path)
+    with run:
+        return _drawn(run, load_run(run, LAST.name, gpu, data_path), progress)
+
+
+def _drawn(run: RunFolder, trained: Trained, progress: bool) -> list[Path]:
+    entry = run.evaluation_of(LAST.name)
     data, title = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}"
     drawn = {"losses": curves.plot_losses(_epochs(run), f"Training: {title}"),
              "spectra": _spectra(trained, title), "patches": _patches(trained, title)}
     if data.target:
         drawn["pair"] = scenes.plot_pair(data.source, data.target, f"{data.source.name} and {data.target.name}")
-        drawn |= _target_figures(trained, title, progress)
+        drawn |= _target_figures(trained, entry, title, progress)
     paths = []
     for name, figure in drawn.items():
         paths.append(run.figures / f"{name}.png")
@@ -46,13 +51,12 @@ def _epochs(run: RunFolder) -> list[dict]:
     """Epoch records, with the oracle's target scores beside them where they were recorded."""
     oracle = {record["epoch"]: record["target"] for record in run.records(run.oracle)}
     return [record | ({"oracle": oracle[record["epoch"]]} if record["epoch"] in oracle else {})
-            for record in run.records(run.epochs)]
+            for record in run.records(run.epochs, "losses", "source_val", "shifted_source")]
 
 
-def _target_figures(trained: Trained, title: str, progress: bool) -> dict:
+def _target_figures(trained: Trained, entry: dict[str, Any], title: str, progress: bool) -> dict:
     data, config = trained.data, trained.config
     target, names = data.target, data.source.class_names
-    entry = json.loads(trained.run.evaluation.read_text())["rules"][LAST.name]
     prediction = map_scene(trained.method, preprocess(target.cube), config.patch_size, trained.device, config.backend,
                            progress)
     score = entry.get("target")

@@ -13,6 +13,7 @@ from model.discriminator import Discriminator
 from model.errors import CheckpointError
 from model.methods import Task
 from utils.run import checkpoint
+from utils.run.records import misfit
 
 KEY = "Discriminator"                   # its best.pth is {'Discriminator': state_dict}
 
@@ -49,7 +50,7 @@ def _renamed(name: str, table: dict[str, str], number: int | str) -> str:
 
 def export(path: Path, state: dict[str, Tensor]) -> None:
     """Write our discriminator's state dict as the released code's best.pth."""
-    checkpoint.save(path, {KEY: {released_discriminator_name(name): value for name, value in state.items()}})
+    checkpoint.write(path, {KEY: {released_discriminator_name(name): value for name, value in state.items()}})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
@@ -57,15 +58,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
 
     Tensors only are loaded, never code.  Raises CheckpointError if it is missing, damaged or something else.
     """
-    content = checkpoint.load(path)
-    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
-        raise CheckpointError(f"{path} is not a checkpoint of the released code: it holds no '{KEY}'.")
-    theirs = content[KEY]
+    theirs = checkpoint.load(path).get(KEY)
+    if wrong := misfit(theirs, dict[str, Tensor], f"'{KEY}'"):
+        raise CheckpointError(f"{path} is not a checkpoint of the released code: {wrong}.")
     try:
-        width, bands = theirs["Spectral_Weight_1.f_inv_11.weight"].shape[:2]
-        inputs, classes = theirs["fc1.weight"].shape[1], theirs["cls_head_src.weight"].shape[0]
+        width, bands, *_ = theirs["Spectral_Weight_1.f_inv_11.weight"].shape
+        (_, inputs), (classes, *_) = theirs["fc1.weight"].shape, theirs["cls_head_src.weight"].shape
     except KeyError as error:
         raise CheckpointError(f"{path}: its '{KEY}' lacks {error}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the tensors of its '{KEY}' have other shapes than the released code's.") from error
+    if min(width, bands, inputs, classes) < 1:
+        raise CheckpointError(f"{path}: '{KEY}' holds empty tensors.")
     patch_size = 2 * math.isqrt(inputs // width) + 1
     ours = {released_discriminator_name(name): name for name in _our_names(bands, classes, patch_size, width)}
     if extra := sorted(theirs.keys() - ours.keys()):

@@ -1,44 +1,137 @@
-"""Checkpoints: written atomically, read without running any code that they might carry."""
+"""Checkpoints: written atomically, read without running any code that they might carry, and checked before use."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
 import pickle
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from model.errors import CheckpointError
+from model.files import replacing
+from model.methods import Method
 from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict
+from utils.run.records import misfit
+
+DIGEST = "digest"        # a checkpoint's entry
+SHARED = 16              # times that a checkpoint's bytes may be claimed: the rules' weights are the same at first
+RUN = {"config": dict[str, Any], "data": dict[str, str], "class_names": list[str], "bands": int, "device": str,
+       "state": {"epoch": int, "seconds": float, "selected": {
+           str: {"epoch": int, "source_val": dict, "shifted_source": dict, "discriminator": dict[str, Tensor]}}},
+       "method": {"networks": dict[str, Tensor], "gradients": dict[str, Tensor],
+                  "optimisers": {str: {"state": dict, "param_groups": list[dict]}}},
+       "streams": dict[str, Any]}       # as utils/run/records.py says it
+_KEPT = {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}        # of Adam, per parameter
+_GROUP = {"betas": tuple, "eps": float, "weight_decay": float}           # of Adam, beside the learning rate
 
 _DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
             pickle.UnpicklingError)          # what torch.load raises on a file that is cut or something else
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of tensors and plain values; a crash leaves the old file whole."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Write tensors and plain values, with a digest of them; a crash leaves the old file whole."""
+    write(path, content | {DIGEST: digest(content)})
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """The same without a digest.  The disk has all of it before it takes the old file's place."""
+    stored = io.BytesIO()                       # so that an error of the disk stays one, whatever torch makes of it
+    torch.save(content, stored)
+    with replacing(path, sync=True) as file:
+        file.write(stored.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a file of `save` onto the CPU (weights only); the networks and optimisers that take it move what they need.
+    """Read a file of `save` or `write` onto the CPU (weights only); the networks and optimisers that take it move what
+    they need.  Files of older programs have no digest.
 
-    Raises CheckpointError if it is missing or damaged.
+    Raises CheckpointError if it is missing, damaged or of another kind, or would take far more memory than its size.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
+    _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated, or hold more than tensors "
                               f"({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a checkpoint: it holds no named values.")
+    try:
+        _check_size(path, content)
+        written = content.pop(DIGEST, None)
+        same = written is None or written == digest(content)
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is not a checkpoint: its values lie in one another without end.") from error
+    if not same:
+        raise CheckpointError(f"{path} is damaged: its values are not those that were written. Put it back from a "
+                              "copy.")
+    return content
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """Read a run's checkpoint.  Raises CheckpointError if it is missing, damaged or something else."""
+    content = load(path)
+    if wrong := misfit(content, RUN, "the file"):
+        raise CheckpointError(f"{path} is not the checkpoint of a run: {wrong}.")
+    return content
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of nested values: the tensors' types, shapes and bytes, the others as text."""
+    found = hashlib.sha256()
+    for name, value in _leaves(content):
+        if isinstance(value, Tensor):
+            found.update(f"{name}:{value.dtype}{tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            found.update(f"{name}={value!r}".encode())
+    return found.hexdigest()
+
+
+def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What is no mapping and no list in nested values, under its place."""
+    if isinstance(content, (dict, list, tuple)):
+        yield name, f"{type(content).__name__} {len(content)}"
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _leaves(value, f"{name}/{key!r}")
+    else:
+        yield name, content
+
+
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError if a ZIP file (torch.save writes one) has compressed or overlapping parts, which may unfold
+    to any size; torch.save stores them as they are."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return                                        # of an older torch, or damaged: torch.load says it
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated ({error}).") from error
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or \
+            sum(part.file_size for part in parts) > path.stat().st_size:
+        raise CheckpointError(f"{path} is not a checkpoint: its parts are compressed, which torch.save does not do.")
+
+
+def _check_size(path: Path, content: Any) -> None:
+    """Raise CheckpointError if tensors are of a kind that is never written, or claim far more memory than the file has;
+    several may share one storage."""
+    claimed, most = 0, SHARED * path.stat().st_size
+    for number, (name, value) in enumerate(_leaves(content)):
+        if isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+                raise CheckpointError(f"{path}: {name[1:]} is no plain tensor.")
+            claimed += value.numel() * value.element_size()
+        if claimed > most or number > most:
+            raise CheckpointError(f"{path} is not a checkpoint: it claims far more memory than its size.")
 
 
 def configuration(config: TrainConfig) -> dict[str, Any]:
@@ -70,17 +163,68 @@ def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], class_
                               f"Choose a --gpu of that kind.")
 
 
-def load_discriminator(discriminator: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+def load_discriminator(discriminator: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Put weights into a discriminator; CheckpointError names the first tensor that does not fit.  Those that a module
     calls `growing` may have any number of rows."""
-    ours, growing = discriminator.state_dict(), getattr(discriminator, "growing", ())
-    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    check_tensors(path, discriminator.state_dict(), state, "this discriminator", getattr(discriminator, "growing", ()))
+    if broken := _not_finite(state):
+        raise CheckpointError(f"{path}: {broken} is not finite; these weights cannot be applied.")
+    discriminator.load_state_dict(state)
+
+
+def load_training_state(method: Method, state: dict[str, Any], path: Path) -> None:
+    """Put networks, optimisers and gradients into a method.  Raises CheckpointError if they are not of such a method,
+    or not finite; the method stays as it was then."""
+    growing = [f"discriminator.{name}" for name in getattr(method.discriminator, "growing", ())]
+    parameters = dict(method.named_parameters())
+    check_tensors(path, method.state_dict(), state["networks"], "this method", growing)
+    if broken := _not_finite({name: value for name, value in state["networks"].items() if name in parameters}):
+        raise CheckpointError(f"{path}: {broken} is not finite; the run cannot go on from it.")
+    for name, gradient in state["gradients"].items():
+        own = parameters.get(name)
+        if own is None or (gradient.shape, gradient.dtype) != (own.shape, own.dtype):
+            raise CheckpointError(f"{path}: the gradient of {name} does not fit this method.")
+    for name, optimiser in method.optimisers.items():
+        if name not in state["optimisers"] or not _fits(optimiser, state["optimisers"][name]):
+            raise CheckpointError(f"{path}: the state of the optimiser '{name}' does not fit this method.")
+    method.load_training_state(state)
+
+
+def check_tensors(path: Path, ours: dict[str, Tensor], state: dict[str, Any], what: str,
+                  growing: Sequence[str] = ()) -> None:
+    """Raise CheckpointError if a state dict has other names, shapes or types than ours; it names the first one.
+
+    growing: names of tensors whose number of rows may differ.
+    """
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(map(str, state.keys() - ours.keys()))
     if missing or extra:
-        raise CheckpointError(f"{path} is not this discriminator: " +
+        raise CheckpointError(f"{path} is not {what}: " +
                               (f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides") + ".")
     for name, value in state.items():
+        if not isinstance(value, Tensor) or value.dtype != ours[name].dtype:
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(f"{path}: {name} is {kind}, not {ours[name].dtype}: these are no weights of {what}.")
         fixed = 1 if name in growing else 0
-        if value.shape[fixed:] != ours[name].shape[fixed:]:
+        if value.dim() != ours[name].dim() or value.shape[fixed:] != ours[name].shape[fixed:]:
             raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, this configuration needs "
                                   f"{tuple(ours[name].shape)}. Was it trained with other bands, patch size or width?")
-    discriminator.load_state_dict(state)
+
+
+def _not_finite(state: dict[str, Tensor]) -> str | None:
+    """The first of some tensors that holds NaN or an infinite value; None if there is none."""
+    return next((name for name, value in state.items() if not value.isfinite().all()), None)
+
+
+def _fits(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> bool:
+    """Whether a state has the optimiser's groups, and for each parameter what Adam keeps, in its shape."""
+    own = optimiser.state_dict()
+    if len(own["param_groups"]) != len(state["param_groups"]):
+        return False
+    for one, other in zip(own["param_groups"], state["param_groups"]):
+        if one["params"] != other.get("params") or not isinstance(other.get("lr"), (float, Tensor)) \
+                or any(misfit(other.get(name), shape, name) for name, shape in _GROUP.items()):
+            return False
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    return all(isinstance(index, int) and 0 <= index < len(parameters) and not misfit(kept, _KEPT, "it")
+               and kept["exp_avg"].shape == kept["exp_avg_sq"].shape == parameters[index].shape
+               for index, kept in state["state"].items())

@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Optional, get_args
+from typing import Any, Literal, Optional
 
 import yaml
 
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, RunFolderError
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
 from model.plain import check_form, is_file, read_settings
-from model.settings import Recipe, Settings, Switches, recipe_switches, resolve_switches
-from utils.run.flags import HelpFormatter, Parser, split_files, tidy, without_ignored
+from model.settings import Settings, Switches, recipe_switches, resolve_switches
+from utils.run.flags import Parser, TrainHelp, split_files, tidy, without_ignored
+from utils.run.records import REMEDY, misfit, shape_of
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +140,6 @@ def train_parser() -> Parser:
     return parser
 
 
-class TrainHelp(HelpFormatter):
-    """Shows what each recipe sets a switch to."""
-
-    defaults = {entry.name: ", ".join(f"{recipe}: {recipe_switches(recipe)[entry.name]}" for recipe in get_args(Recipe))
-                for entry in fields(Switches)}
-
-
 def parse_train(argv: list[str]) -> TrainConfig:
     """The settings of a training run, every switch resolved; with --resume those of the run folder.
 
@@ -174,6 +168,15 @@ def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
     """
     check_form(changes, TrainConfig)
     return check(_merged(_layered(paths), changes))
+
+
+def read_saved(path: Path, **changes: Any) -> TrainConfig:
+    """The settings of a run's config.yaml with changes over them.  Raises RunFolderError if the file is damaged."""
+    try:
+        original = read_config(path)
+    except ConfigError as error:
+        raise RunFolderError(f"{error} {REMEDY}") from error
+    return read_config(path, **changes) if changes else original
 
 
 def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -227,7 +230,7 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
     saved = Path(folder) / "config.yaml"
     if not is_file(saved):
         raise CheckpointError(f"{saved} does not exist: --resume wants the folder of an interrupted run.")
-    original, config = read_config(saved), read_config(saved, **given)
+    original, config = read_saved(saved), read_saved(saved, **given)
     fixed_end = original.lr_schedule != "constant" or method_class(original.method).needs_progress
     free = FREE_ON_RESUME - ({"max_epoch"} if fixed_end else set())
     different = [entry.name for entry in fields(config)
@@ -239,13 +242,13 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`.  A setting that is missing has its default, a switch the recipe's value.
-
-    Raises ConfigError if a name is no setting, or a value is impossible.
-    """
+    """The inverse of `to_dict`.  A setting that is missing has its default, a switch the recipe's value.  Raises
+    ConfigError if a name is no setting, or a value is impossible."""
     if unknown := sorted(values.keys() - {entry.name for entry in fields(TrainConfig)}):
         raise ConfigError(f"{', '.join(unknown)}: there is no such setting.")
     check_form(values, TrainConfig)
+    if wrong := misfit(values, shape_of(TrainConfig), "the settings"):
+        raise ConfigError(f"{wrong}.")
     config = TrainConfig(**values | {"simulation": Simulation(**values.get("simulation", {}))})
     resolve_switches(config)
     return config

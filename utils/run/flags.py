@@ -7,11 +7,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from model.errors import ConfigError
+from model.settings import Recipe, Switches, recipe_switches
 
 RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
 IGNORED = {"--test_stride", "--GIN", "--adv", "--num_patches", "--lambda_NCE"}      # do nothing in the released code either
@@ -46,10 +47,10 @@ class Parser(ArgumentParser):
             flags = self.flags() if name.startswith("-") else [flag.removeprefix("--") for flag in self.flags()]
             return f"{name} is not known.{nearest(name, flags)}"
         if bad := _BAD_VALUE.search(message) or _BAD_UNION.search(message):
-            return f"{bad[1]} must be {kind_in_words(bad[2])}, not {_shortened(bad[3])}."
+            return f"{bad[1]} must be {kind_in_words(bad[2])}, not {shortened(bad[3])}."
         if missing := _NO_FILE.search(message):
             return f"The file {missing[1]} does not exist."
-        return _shortened(message).rstrip(".") + "."
+        return shortened(message).rstrip(".") + "."
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -68,6 +69,13 @@ class HelpFormatter(DefaultHelpFormatter):
         return found and kind_in_words(found)
 
 
+class TrainHelp(HelpFormatter):
+    """Shows what each recipe sets a switch to."""
+
+    defaults = {entry.name: ", ".join(f"{recipe}: {recipe_switches(recipe)[entry.name]}" for recipe in get_args(Recipe))
+                for entry in fields(Switches)}
+
+
 def kind_in_words(kind: str) -> str:
     """A type as a person would say it: typing.Optional[Literal['a', 'b']] -> a or b."""
     kind = re.sub(r"<class '(\w+)'>", r"\1", kind.replace("typing.", "").replace(", <class 'NoneType'>", ""))
@@ -79,8 +87,8 @@ def kind_in_words(kind: str) -> str:
     return kind
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + " …"
+def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    return text if len(text) <= longest else text[:longest] + " …"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import subprocess
-import sys
+import logging
 from collections.abc import Iterable
-from importlib import metadata
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, RunFolderError, UserError
+from model.files import LONGEST_NAME, is_plain_name, named_in_errors, remove_parts, sync_to_disk
 from model.methods import method_class
 from model.settings import Settings, flipped_switches
-from utils import process
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict, to_yaml
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml
+from utils.run.lock import has_locks, locked
+from utils.run.records import ABOUT, EVALUATION, RECORDS, check_square, damaged, parsed, read_json, read_text
 from utils.text import write_text
 
 if TYPE_CHECKING:
     from utils.run.build import Data
 
-PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
+log = logging.getLogger(__name__)
+
 NAMED_LENGTH = 100        # of the settings in a folder's name; the limit is 255 bytes, and the hash keeps it unique
 PLAIN_RECIPE = "released"   # changes nothing in a method that no recipe defines
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = ROOT / "VERSION"
 
 
 class RunFolder:
-    """One run's folder.  Whole files are replaced atomically, records are appended."""
+    """One run's folder.  Whole files are replaced atomically, records are appended; inside a `with` block this process
+    alone works there (see `hold`)."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -41,29 +41,87 @@ class RunFolder:
         self.diagnostics, self.validators = self.path / "diagnostics.jsonl", self.path / "validators.jsonl"
         self.evaluation, self.figures = self.path / "evaluation.json", self.path / "figures"
         self.checkpoint = self.path / "checkpoint.pt"
+        self.recorded = (self.epochs, self.oracle, self.diagnostics, self.validators)
+        self._lock: ExitStack | None = None
 
     @classmethod
     def create(cls, config: TrainConfig, name: str) -> RunFolder:
-        """Make a new run folder and write its config; a finished run of the same name is left alone, this one gets a
-        number behind its name.  Raises ConfigError if the folder cannot be used."""
-        if config.run_name is not None and Path(config.run_name).name != config.run_name:
-            raise ConfigError(f"run_name '{config.run_name}' must be a plain name; the folder above it is --save_path.")
-        folder, number = cls(Path(config.save_path) / (config.run_name or name)), 1
-        while folder.checkpoint.exists():           # without one a run never started, and its folder is free
-            if folder.read_run().get("status") != "done":
-                raise ConfigError(f"{folder.path} is there already, unfinished. Go on with it: --resume {folder.path}, or "
-                                  "give this run another --run_name.")
-            if config.run_name:
-                raise ConfigError(f"{folder.path} is there already and done. Give this run another --run_name.")
-            number += 1
-            folder = cls(Path(config.save_path) / f"{name}_{number}")
+        """Make a new run folder, hold it and write its config; a finished run of the same name is left alone, this one
+        gets a number behind its name.
+
+        Raises ConfigError if the folder cannot be used, RunFolderError if another process works there.
+        """
+        if config.run_name and not is_plain_name(config.run_name):
+            raise ConfigError(f"run_name '{config.run_name[:LONGEST_NAME]}' must be a plain name of at most "
+                              f"{LONGEST_NAME} letters; the folder above it is --save_path.")
+        number, folder = 1, cls(Path(config.save_path) / (config.run_name or name))
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            while not folder._take(config):
+                number += 1
+                folder = cls(Path(config.save_path) / f"{name}_{number}")
             folder.write_config(config)
         except OSError as error:
+            folder.release()
             raise ConfigError(f"The run folder {folder.path} cannot be written ({error.strerror}). Choose another "
                               "--save_path.") from error
         return folder
+
+    def _take(self, config: TrainConfig) -> bool:
+        """Hold the folder for a new run; False where a finished one is in it.  Raises ConfigError if there may be no
+        other beside it, or an unfinished one is in it."""
+        if not self._is_done():
+            self.hold()
+            if not self._is_done():               # nor was it just now, by another process
+                self._check_free()
+                return True
+            self.release()
+        if config.run_name:
+            raise ConfigError(f"{self.path} is there already and done. Give this run another --run_name.")
+        return False
+
+    def _is_done(self) -> bool:
+        return self.run.exists() and self.read_run().get("status") == "done"
+
+    def _check_free(self) -> None:
+        """Release the folder and raise ConfigError if a run was begun in it (it has a checkpoint or records)."""
+        if self.checkpoint.exists():
+            problem, advice = "is there already, unfinished", f"Go on with it: --resume {self.path}, or"
+        elif any(path.exists() for path in self.recorded):
+            problem, advice = "holds the records of a run, but no checkpoint to go on from", "Delete it, or"
+        else:
+            return
+        self.release()
+        raise ConfigError(f"{self.path} {problem}. {advice} give this run another --run_name.")
+
+    def hold(self) -> None:
+        """Take the folder's lock until `release`, or until this process ends.  Raises RunFolderError if another process
+        has it; where the file system has no locks, the log says so."""
+        if self._lock is not None:
+            return
+        lock = ExitStack()
+        try:
+            lock.enter_context(locked(self.path, wait=False))
+            remove_parts(self.path)
+        except BlockingIOError as error:
+            raise RunFolderError(f"Another process works in {self.path}. Wait until it has ended, or stop it."
+                                 ) from error
+        except OSError as error:
+            if has_locks(error):
+                raise
+            log.warning("%s is on a file system without locks: see that no other process works there.", self.path)
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        self.hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def write_config(self, config: TrainConfig) -> None:
         write_text(self.config, to_yaml(config))
@@ -77,38 +135,109 @@ class RunFolder:
                         labelled_target_pixels=len(data.test) if data.test else 0, **environment)
 
     def append(self, path: Path, record: dict[str, Any]) -> None:
-        with open(path, "a") as file:
+        with named_in_errors(path), open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def records(self, path: Path) -> list[dict[str, Any]]:
-        """The records of a JSON-lines file; a line cut short by a crash counts as not written."""
-        return [json.loads(line) for line in _whole_lines(path)]
+    def records(self, path: Path, *needed: str) -> list[dict[str, Any]]:
+        """The records of a JSON-lines file; a line cut short by a crash counts as not written.
+
+        Raises RunFolderError if a line is damaged, of another shape, or lacks an entry that is needed.
+        """
+        if not path.exists():
+            return []
+        lines = [line for line in read_text(path).splitlines(keepends=True) if line.endswith("\n")]
+        shape = RECORDS[path.name] | {name: RECORDS[path.name][f"{name}?"] for name in needed}
+        found = [parsed(path, line, shape, f"line {number}") for number, line in enumerate(lines, 1)]
+        if path == self.oracle:
+            check_square(path, found)
+        return found
 
     def cut_records(self, last_epoch: int) -> None:
         """Drop what was recorded after the checkpoint's epoch, so that going on does not record it twice."""
-        for path in (self.epochs, self.oracle, self.diagnostics, self.validators):
-            if path.exists():
-                kept = [record for record in self.records(path) if record["epoch"] <= last_epoch]
-                write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = {path: [record for record in self.records(path) if record["epoch"] <= last_epoch]
+                for path in self.recorded if path.exists()}
+        for path, records in kept.items():
+            write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
-    def read_run(self) -> dict[str, Any]:
-        return json.loads(self.run.read_text()) if self.run.exists() else {}
+    def check_records(self, last_epoch: int, config: TrainConfig) -> None:
+        """Raise RunFolderError if the records up to the checkpoint's epoch are not those that training leaves: one per
+        evaluation, in order, in every file."""
+        found = {path: [record["epoch"] for record in self.records(path) if record["epoch"] <= last_epoch]
+                 for path in self.recorded}
+        evaluated = sorted({*found[self.epochs]} - {0})
+        due = chain(range(config.eval_interval, last_epoch + 1, config.eval_interval), [last_epoch] * (last_epoch > 0))
+        lacking = next((epoch for epoch in due if epoch not in evaluated), None)
+        if lacking is not None:
+            raise damaged(self.epochs, f"it lacks epoch {lacking}, which the checkpoint has")
+        expected = {self.epochs: evaluated} | ({self.oracle: evaluated} if config.oracle else {}) | \
+            ({self.diagnostics: [0, *evaluated]} if last_epoch else {})
+        for path, epochs in expected.items():
+            if found[path] != epochs:
+                raise damaged(path, "it does not hold every epoch of the checkpoint once, in order")
+
+    def sync_records(self) -> None:
+        """Have the disk hold all records."""
+        for path in self.recorded:
+            if path.exists():
+                sync_to_disk(path)
+
+    def read_run(self, *needed: str) -> dict[str, Any]:
+        """What run.json says; nothing where it is missing.  Raises RunFolderError if it is damaged or lacks an entry
+        that is needed."""
+        about = read_json(self.run, ABOUT) if needed or self.run.exists() else {}
+        if missing := [name for name in needed if name not in about]:
+            raise damaged(self.run, f"it lacks '{missing[0]}'")
+        return about
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """What evaluation.json says.  Raises RunFolderError if it is missing or damaged."""
+        content = read_json(self.evaluation, EVALUATION)
+        entries = [*content["rules"].values(), *([content["oracle"]] if "oracle" in content else [])]
+        check_square(self.evaluation, entries)
+        if any("target" in entry for entry in entries) and "constant" not in content:
+            raise damaged(self.evaluation, "it lacks 'constant'")
+        return content
+
+    def evaluation_of(self, rule: str) -> dict[str, Any]:
+        """Epoch and scores of the weights that a rule selected.  Raises RunFolderError if there are none."""
+        rules = self.read_evaluation()["rules"]
+        if rule not in rules:
+            raise damaged(self.evaluation, f"it lacks the rule '{rule}'")
+        return rules[rule]
+
+    def read_config(self, **changes: Any) -> TrainConfig:
+        """The run's settings, with changes over them.  Raises RunFolderError if config.yaml is damaged, ConfigError if
+        a change is impossible."""
+        return read_saved(self.config, **changes)
 
     def update_run(self, **entries: Any) -> None:
         """Set entries of run.json, keeping the others."""
         write_text(self.run, json.dumps(self.read_run() | entries, indent=1) + "\n")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
     """All run folders at or below some folders, each once."""
     found = [path.parent for folder in folders for path in sorted(Path(folder).rglob("config.yaml"))]
     return [RunFolder(path) for path in dict.fromkeys(found)]
+
+
+def finished_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
+    """The finished ones of `find_runs`; a damaged folder is left out, and the log says so.
+
+    Raises RunFolderError if there are none but damaged ones, UserError if there is none at all.
+    """
+    finished, bad = [], []
+    for run in find_runs(folders):
+        try:
+            if run.read_run().get("status") == "done":
+                finished.append(run)
+        except RunFolderError as error:
+            bad.append(error)
+    if not finished:
+        raise bad[0] if bad else UserError(f"No finished run below {', '.join(map(str, folders))}.")
+    for error in bad:
+        log.warning("Left out: %s", error)
+    return finished
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -158,50 +287,3 @@ def config_hash(config: TrainConfig) -> str:
     kept = {name: value for name, value in to_dict(config).items()
             if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual[name])}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def environment(device: torch.device, backend: str) -> dict[str, Any]:
-    """What a reader needs to repeat a run: versions, git commit, command line, device, backend."""
-    return {"versions": {"python": platform.python_version()} | _versions(), "git": _git(), "command": sys.argv[1:],
-            "platform": platform.platform(), "device": device_name(device), "backend": backend,
-            "threads": torch.get_num_threads()}
-
-
-def version() -> str:
-    """S2AMSnet 0.9.0, commit 0123456789+ where it is known."""
-    commit = _git()
-    return f"S2AMSnet {VERSION.read_text().strip()}" + (f", commit {commit}" if commit else "")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> str | None:
-    """The commit of the program, with '+' where tracked files differ from it; None outside a git checkout."""
-    def ask(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-    try:
-        commit = ask("rev-parse", "HEAD")
-    except FileNotFoundError:
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+" if ask("status", "--porcelain", "-uno").stdout.strip() else "")
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of this process so far in MiB: the GPU's allocations on CUDA, else the resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    return process.highest() / 2 ** 20

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from model.plain import read_json
+from model.errors import ConfigError, RunFolderError
 from utils.run.config import TrainConfig, from_dict, to_dict
+from utils.run.records import read_json
 from utils.text import write_text
 
+log = logging.getLogger(__name__)
+
 FILE = "planned.json"       # sweep -> list of {seeds, settings (those of all these runs, but for the seed)}
+PLANS = {str: list[dict]}
 
 
 def write_plan(folder: Path, sweep: str, runs: Iterable[TrainConfig]) -> None:
@@ -23,16 +27,16 @@ def write_plan(folder: Path, sweep: str, runs: Iterable[TrainConfig]) -> None:
         settings[text] = values
         seeds.setdefault(text, []).append(config.seed)
     plan = [{"seeds": seeds[text], "settings": values} for text, values in settings.items()]
-    write_text(folder / FILE, json.dumps(_read(folder / FILE) | {sweep: plan}) + "\n")
+    path = folder / FILE
+    older = read_json(path, PLANS) if path.exists() else {}
+    write_text(path, json.dumps(older | {sweep: plan}) + "\n")
 
 
 def planned(folders: Iterable[str | Path]) -> Iterator[TrainConfig]:
-    """The settings of all runs in the plans at or below some folders."""
-    for folder in folders:
-        for path in sorted(Path(folder).rglob(FILE)):
-            for part in (part for plan in _read(path).values() for part in plan):
-                yield from (from_dict(part["settings"] | {"seed": seed}) for seed in part["seeds"])
-
-
-def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    return read_json(path) if path.exists() else {}
+    """The settings of all runs in the plans at or below some folders; a damaged plan is left out with a warning."""
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob(FILE))):
+        try:
+            yield from [from_dict(part["settings"] | {"seed": seed}) for plan in read_json(path, PLANS).values()
+                        for part in plan for seed in part["seeds"]]
+        except (RunFolderError, ConfigError) as error:
+            log.warning("%s is left out: %s", path, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
+from utils.run.records import BEGUN
 from utils.text import MISSING, markdown, shown
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def run_table(run: RunFolder) -> str:
     """The result of one run as text."""
-    content, about = json.loads(run.evaluation.read_text()), run.read_run()
+    content, about = run.read_evaluation(), run.read_run(*BEGUN, "label", "seed", "classes")
     rows = {rule: _row(entry) for rule, entry in content["rules"].items()}
     if "constant" in content:
         rows["constant answer"] = {SCORES[key]: f"{100 * content['constant'][key]:.1f}" for key in SCORES}

@@ -19,7 +19,7 @@ from utils.run.config import TrainConfig
 from utils.run.folder import RunFolder
 from utils.run.metrics import confusion_matrix, constant_answer, scores
 from utils.run.predict import BATCH, confusion_of, patches_per_second
-from utils.run.selection import ORACLE, SHIFTED_SOURCE, source_scores
+from utils.run.selection import ORACLE, SHIFTED_SOURCE, SOURCE_SCORES, source_scores
 from utils.text import write_text
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,10 @@ def shifted_scores(method: Method, source: ShiftedSource, n_classes: int) -> dic
 def out_of_patience(run: RunFolder, patience: int | None) -> bool:
     """Whether the shifted-source score has not risen for `patience` epochs (never, for None).  If so, the log and
     run.json (stopped_early) say it."""
-    if patience is None or (waited := SHIFTED_SOURCE.waited(records := run.records(run.epochs))) < patience:
+    if patience is None:
+        return False
+    records = run.records(run.epochs, *SOURCE_SCORES)
+    if (waited := SHIFTED_SOURCE.waited(records)) < patience:
         return False
     epoch = records[-1]["epoch"]
     run.update_run(stopped_early={"epoch": epoch, "best_epoch": epoch - waited, "patience": patience})
@@ -87,7 +90,7 @@ def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, di
         content["constant"] = scores(constant_answer(counts)).as_dict()
     if oracle := run.records(run.oracle):
         epoch = ORACLE.select(oracle)
-        record = next(record for record in run.records(run.epochs) if record["epoch"] == epoch)
+        record = next(record for record in run.records(run.epochs, *SOURCE_SCORES) if record["epoch"] == epoch)
         content["oracle"] = next(entry for entry in oracle if entry["epoch"] == epoch) | source_scores(record)
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
     if data.test:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
+from model.errors import CheckpointError, RunFolderError, UserError
+from model.files import signals_later
 from model.methods import Method
 from model.seeding import Streams
+from utils.process import refusals_told
 from utils.run import checkpoint
 from utils.run.build import Data, backend_of
 from utils.run.config import TrainConfig
@@ -41,27 +46,36 @@ class Training:
 
 
 def save(training: Training) -> None:
-    """Write all that `restore` needs, atomically."""
+    """Have the disk hold the records, then write all that `restore` needs, atomically.  Signals wait meanwhile."""
     config, data = training.config, training.data
-    checkpoint.save(training.run.checkpoint, {
-        "config": checkpoint.configuration(config), "data": data.sha256, "class_names": list(data.source.class_names),
-        "bands": data.task.bands, "device": data.train.cube.device.type, "state": vars(training.progress),
-        "method": training.method.training_state(), "streams": training.streams.state_dict()})
+    with signals_later():
+        training.run.sync_records()
+        checkpoint.save(training.run.checkpoint, {
+            "config": checkpoint.configuration(config), "data": data.sha256, "bands": data.task.bands,
+            "class_names": list(data.source.class_names), "device": data.train.cube.device.type,
+            "state": vars(training.progress), "method": training.method.training_state(),
+            "streams": training.streams.state_dict()})
 
 
 def restore(training: Training) -> None:
     """Bring method, streams and progress to the checkpoint's state; drop records of epochs after it.
 
     Another number of threads is warned of.  Raises CheckpointError if the checkpoint is damaged, or belongs to other
-    settings, data or another device.
+    settings, data or another device; RunFolderError if records up to its epoch are missing.  The folder stays as it was
+    then.
     """
     run, data = training.run, training.data
-    saved = checkpoint.load(run.checkpoint)
+    saved = checkpoint.load_run(run.checkpoint)
     checkpoint.check_configuration(run.checkpoint, saved["config"], training.config)
     checkpoint.check_data(run.checkpoint, saved, data.sha256, data.source.class_names, data.train.cube.device.type)
-    training.method.load_training_state(saved["method"])
-    training.streams.load_state_dict(saved["streams"])
-    training.progress = Progress(**saved["state"])
+    if "trained_in" not in run.read_run():              # else its records are those of another folder, or one of them
+        run.check_records(saved["state"]["epoch"], training.config)
+    checkpoint.load_training_state(training.method, saved["method"], run.checkpoint)
+    try:
+        training.streams.load_state_dict(saved["streams"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{run.checkpoint}: its random streams are no generators' states.") from error
+    training.progress = Progress(**{entry.name: saved["state"][entry.name] for entry in fields(Progress)})
     run.cut_records(training.progress.epoch)
     run.write_config(training.config)
     warn_of_other_bits(run, training.config, data)
@@ -78,3 +92,30 @@ def warn_of_other_bits(run: RunFolder, config: TrainConfig, data: Data) -> None:
     if changed:
         log.warning("%s goes on otherwise than it began (%s): its numbers will not be those of an unbroken run, bit by "
                     "bit. OMP_NUM_THREADS sets the threads, --backend the backend.", run.path, "; ".join(changed))
+
+
+@contextmanager
+def watched(training: Training) -> Iterator[None]:
+    """What ends the training inside early stands in run.json afterwards: status `interrupted`, or `failed` with the
+    error."""
+    run = training.run
+    try:
+        with refusals_told():
+            yield
+    except KeyboardInterrupt:
+        _note(run, status="interrupted")
+        if run.checkpoint.exists():
+            log.warning("Interrupted. Epoch %d is saved; go on with: python main.py --resume %s",
+                        training.progress.epoch, run.path)
+        raise
+    except UserError as error:
+        _note(run, status="failed", error=str(error))
+        raise
+
+
+def _note(run: RunFolder, **entries: Any) -> None:
+    """Set entries of run.json; where even that fails, the log says so, and the error that is under way goes on."""
+    try:
+        run.update_run(**entries)
+    except (OSError, RunFolderError) as error:
+        log.warning("%s still says that the run is under way: it cannot be written (%s).", run.run, error)

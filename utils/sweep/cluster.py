@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Optional
 
 from model.errors import ConfigError
+from utils.run import lock
 from utils.sweep import process
 from utils.sweep.process import Run
 
@@ -111,11 +112,13 @@ def _connected(address: str) -> Iterator[ModuleType]:
     if here and not ipaddress.ip_address(own := ray.util.get_node_ip_address()).is_loopback:
         log.warning("This version of Ray listens on the network, at %s; its token alone keeps others out. A version that "
                     "listens on this machine only: %s", own, INSTALL)
-    ray.cloudpickle.register_pickle_by_value(process)
+    for module in (process, lock):
+        ray.cloudpickle.register_pickle_by_value(module)
     try:
         yield ray
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(process)
+        for module in (process, lock):
+            ray.cloudpickle.unregister_pickle_by_value(module)
         ray.shutdown()
 
 

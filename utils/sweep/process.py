@@ -1,31 +1,26 @@
 """One run of a sweep on this machine: by one process at a time, and never longer than the process that asked for it.
 
-Standard library only.  Ray sends this module by value to machines that may not see the program's folder, and the
-training process starts through it as a script.
+Standard library only, as utils/run/lock.py.  Ray sends both modules by value to machines that may not see the
+program's folder.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Optional
 
+from utils.run.lock import INHERITED, POLL_SECONDS, locked
+
 INTERRUPTED = 130                # main.py's exit code after Ctrl-C or a scheduler's stop
-LOCK, LOG = "lock", "log.txt"    # files of a run folder
-GUARD = "utils/sweep/process.py"  # this file, below main.py's folder
-POLL_SECONDS = 0.5               # Ray's cancellation shows between two looks only
-_PR_SET_PDEATHSIG = 1            # linux/prctl.h
+LOG = "log.txt"                  # file of a run folder
+GUARD = "utils/sweep/guard.py"   # below main.py's folder
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,11 @@ class Run:
 
     @property
     def done(self) -> bool:
-        about = Path(self.folder, "run.json")
-        return about.exists() and json.loads(about.read_text()).get("status") == "done"
+        try:
+            about = json.loads(Path(self.folder, "run.json").read_bytes())
+        except (OSError, ValueError, RecursionError):      # a damaged one is named by the process that trains
+            return False
+        return isinstance(about, dict) and about.get("status") == "done"
 
     def arguments(self, gpu: Optional[int] = None) -> list[str]:
         """The words of main.py that bring the run to its end from where it is, on GPU number `gpu` if one is given."""
@@ -68,8 +66,8 @@ def train(run: Run, program: str, environment: Mapping[str, str], gpu: Optional[
             return 0
         command = [sys.executable, program, *run.arguments(gpu)]
         guard = [sys.executable, "-I", str(Path(program).parent / GUARD), str(os.getpid())]
-        with subprocess.Popen([*guard, *command], env={**os.environ, **environment}, stdout=log, stderr=log,
-                              pass_fds=[lock.fileno()]) as process:
+        with subprocess.Popen([*guard, *command], stdout=log, stderr=log, pass_fds=[lock.fileno()],
+                              env={**os.environ, **environment, INHERITED: str(lock.fileno())}) as process:
             return _wait(process, watch)
 
 
@@ -84,20 +82,6 @@ def train_logged(run: Run, program: str, environment: Mapping[str, str], gpu: Op
     with open(path, "ab") as log:
         code = train(run, program, environment, gpu, log, watch and (lambda: watch(_last_line(path))))
     return code, f"{_last_line(path)} ({path})"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[BinaryIO]:
-    """Hold a run folder's lock; the file is yielded.  OSError where the file system has none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(POLL_SECONDS)
-        yield file
 
 
 def _wait(process: subprocess.Popen, watch: Optional[Callable[[], None]]) -> int:
@@ -148,18 +132,3 @@ def _last_line(log: Path) -> str:
     """The last line of a log that says something; a progress bar's updates count as lines."""
     lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-
-
-def _end_with(parent: int) -> None:
-    """Have this process stopped, as by a scheduler, as soon as its parent has ended, be it killed.  (Linux; elsewhere
-    the lock makes the next process wait for this one.)"""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])      # Ray's workers block it
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)   # stays over execv
-    if os.getppid() != parent:
-        sys.exit(INTERRUPTED)
-
-
-if __name__ == "__main__":
-    _end_with(int(sys.argv[1]))
-    os.execv(sys.argv[2], sys.argv[2:])

@@ -19,11 +19,12 @@ from tqdm import tqdm
 from datasets.errors import SceneNotFoundError
 from datasets.readers import sha256
 from model.errors import ConfigError
-from model.plain import read_yaml
 from utils.run.build import data_digests
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, to_dict
 from utils.run.folder import ROOT, RunFolder, run_name
+from utils.run.lock import LOCK, locked
 from utils.run.planned import write_plan
+from utils.run.records import read_settings
 from utils.sweep import process
 from utils.sweep.cluster import train_on_ray
 from utils.sweep.file import layered, read_sweep
@@ -96,7 +97,7 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
         folder = RunFolder(run.folder)
         if not (run.done or folder.checkpoint.exists()):
             continue
-        now, then = to_dict(config), read_yaml(folder.config)
+        now, then = to_dict(config), read_settings(folder.config)
         different = [f"{name} ({value} there, {now.get(name)} now)" for name, value in then.items()
                      if name not in WITHOUT_EFFECT and now.get(name) != value]
         if different:
@@ -191,9 +192,8 @@ def _on_this_machine(runs: list[Run], jobs: int, threads: int, bar: tqdm) -> Ite
 def _check_folder(folder: Path) -> None:
     """Make the folder of the runs.  Raises ConfigError if it cannot be written, or its files cannot be locked."""
     try:
-        with process.locked(folder):
-            pass
-        (folder / process.LOCK).unlink(missing_ok=True)
+        with locked(folder):
+            (folder / LOCK).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"The folder {folder} cannot hold the runs: its files must be writable and lockable "
                           f"({error.strerror}). Choose another --save_path.") from error

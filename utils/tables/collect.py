@@ -14,6 +14,7 @@ from utils.run.config import WITHOUT_EFFECT, TrainConfig, to_dict
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
 from utils.run.planned import planned
+from utils.run.records import damaged
 from utils.run.selection import ORACLE
 from utils.tables.runs import RunInfo, read_runs
 
@@ -45,7 +46,9 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
 
 def _rules(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
     """The scores of the weights that each rule selected, from evaluation.json; empty without a labelled target."""
-    content, classes = json.loads(run.evaluation.read_text()), run.read_run()["classes"]
+    content, classes = run.read_evaluation(), run.read_run("classes")["classes"]
+    if "constant" in content and len(content["constant"]["per_class"]) != len(classes):
+        raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     entries = content["rules"] | ({ORACLE.name: content["oracle"]} if "oracle" in content else {})
     return [{"rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
              "shifted_source": entry["shifted_source"]["oa"],

@@ -12,15 +12,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.methods import Task
-from utils.run.config import TrainConfig, read_config
+from utils.run.config import TrainConfig
 from utils.run.estimate import fresh_method, made_up
 from utils.run.folder import RunFolder
+from utils.run.records import damaged
 from utils.run.selection import LAST
 from utils.tables.cells import DAGGER_NOTE
 from utils.tables.markup import Cell, Table
 from utils.text import MISSING
 
 CPU = torch.device("cpu")
+_NEEDED = ("seconds", "peak_memory_mib", "device", "threads", "backend", "bands", "classes")      # of run.json
 COUNTED = (4, 8, 12)      # batch sizes whose steps are counted; a step's operations are a polynomial of degree 2 in it
 NOTE = ("Operations: two per multiply-add of the convolutions and matrix products of a training step in mid-run (forward "
         "and backward) and of a prediction, counted by torch.utils.flop_counter with backend 'reference'; involution, "
@@ -53,7 +55,7 @@ def cost(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
 
 def _row(runs: list[RunFolder]) -> dict[str, Cell]:
     """The first run stands for all in what is counted."""
-    about = [run.read_run() for run in runs]
+    about = [run.read_run(*_NEEDED) for run in runs]
     recorded = {"patches/s": ([one["patches_per_second"] for one in about if "patches_per_second" in one], "{:,.0f}"),
                 "s/epoch": ([seconds_per_epoch(run) for run in runs], "{:.2f}"),
                 "s/run": ([one["seconds"] for one in about], "{:.1f}"),
@@ -68,7 +70,7 @@ def _row(runs: list[RunFolder]) -> dict[str, Cell]:
 
 
 def _counted(run: RunFolder, about: dict[str, Any]) -> dict[str, Cell]:
-    config = read_config(run.config)
+    config = run.read_config()
     found = count(config, Task(about["bands"], len(about["classes"]), config.patch_size))
     return {"parameters": _number(found.parameters, "{:,.0f}"),
             "of the classifier": _number(found.classifier, "{:,.0f}"),
@@ -82,7 +84,9 @@ def _number(value: float, form: str) -> Cell:
 
 def seconds_per_epoch(run: RunFolder) -> float:
     """From the records of epochs, one of which may stand for several (eval_interval)."""
-    records = run.records(run.epochs)
+    records = run.records(run.epochs, "seconds")
+    if not records or records[-1]["epoch"] < 1:
+        raise damaged(run.epochs, "it holds no epoch")
     return sum(record["seconds"] for record in records) / records[-1]["epoch"]
 
 

@@ -12,6 +12,7 @@ from datasets.benchmark import BENCHMARK
 from model.errors import UserError
 from model.plain import read_yaml
 from utils.run.folder import ROOT, RunFolder
+from utils.run.records import BEGUN
 from utils.run.selection import ORACLE
 from utils.tables.cells import NOT_HONEST, score_cell, seeds_cell
 from utils.tables.markup import Cell, Table
@@ -33,7 +34,7 @@ def published_tables(runs: pd.DataFrame, by_word: bool, path: Path = FILE) -> li
     content = read_yaml(path)
     tables = []
     for pair, of_pair in runs.groupby("pair", sort=False):
-        about = RunFolder(of_pair["folder"].iloc[0]).read_run()
+        about = RunFolder(of_pair["folder"].iloc[0]).read_run(*BEGUN)
         name = f"{about['source']}-{about['target']}"
         if name in content["pairs"] and is_real(about, content["pairs"][name], by_word):
             tables.append(_table(pair, of_pair, name, content))
@@ -50,7 +51,7 @@ def is_real(about: dict[str, Any], digests: dict[str, str], by_word: bool) -> bo
     """
     if digests and all(about["sha256"].get(file) == digest for file, digest in digests.items()):
         return True
-    return by_word and about["labelled_target_pixels"] == sum(BENCHMARK[about["target"]].class_counts)
+    return by_word and about.get("labelled_target_pixels") == sum(BENCHMARK[about["target"]].class_counts)
 
 
 def _table(pair: str, runs: pd.DataFrame, name: str, content: dict[str, Any]) -> Table:

@@ -13,16 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from model.errors import ConfigError
-from model.plain import read_yaml
+from model.errors import ConfigError, RunFolderError
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict
 from utils.run.folder import RunFolder, find_runs, run_label
+from utils.run.records import BEGUN, damaged, read_settings
 from utils.tables.cells import DAGGER
 from utils.text import MISSING
 
 log = logging.getLogger(__name__)
 
-DAMAGED = (OSError, json.JSONDecodeError, ConfigError, KeyError, TypeError, AttributeError)
 NO_SETTING = WITHOUT_EFFECT | {"seed", "source_name", "target_name", "oracle", "simulation"}
 
 Content = TypeVar("Content")
@@ -66,13 +65,18 @@ class RunInfo:
 
 
 def read_info(run: RunFolder) -> RunInfo:
-    """What run.json and config.yaml of a run folder say.  Raises one of DAMAGED if they don't say it."""
-    about, config = run.read_run(), from_dict(read_yaml(run.config))
+    """What run.json and config.yaml of a run folder say.  Raises RunFolderError if they don't say it."""
+    about, values = run.read_run(*BEGUN), read_settings(run.config)
+    try:
+        config = from_dict(values)
+        method = run_label(config)
+    except ConfigError as error:
+        raise damaged(run.config, str(error).rstrip(".")) from error
     settings = {name: value for name, value in to_dict(config).items() if name not in NO_SETTING and value is not None}
     if weights := about.get("initial_weights"):              # a run made from another one's weights read none
         settings["htcnn_weights"] = ", ".join(digest[:8] for digest in weights.values())
     return RunInfo(pair=f"{about['source']} → {about['target'] or MISSING}", data=_digest(about["sha256"]),
-                   method=run_label(config), setting=json.dumps(settings, sort_keys=True), seed=config.seed,
+                   method=method, setting=json.dumps(settings, sort_keys=True), seed=config.seed,
                    finished=about["status"] == "done", epochs=len(run.records(run.epochs)),
                    uses_target=about["uses_target"], folder=str(run.path), config=config)
 
@@ -94,8 +98,8 @@ def read_runs(folders: Iterable[str | Path], content: Callable[[RunFolder, RunIn
         try:
             info = read_info(run)
             new = info, content(run, info)
-        except DAMAGED as error:
-            log.warning("%s is left out: its records are damaged (%s: %s).", run.path, type(error).__name__, error)
+        except RunFolderError as error:
+            log.warning("%s is left out: its records are damaged: %s", run.path, error)
             continue
         if old := found.get(info.key):
             new, old = (new, old) if info.goes_before(old[0]) else (old, new)

@@ -73,7 +73,7 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
 
 def _epochs(run: RunFolder) -> list[dict[str, Any]]:
     """A row per epoch that all records tell of, in order; empty where no epoch is finished."""
-    trained = run.records(run.epochs)
+    trained = run.records(run.epochs, "steps")
     rows = {record["epoch"]: {"epoch": record["epoch"]} for record in [{"epoch": 0}, *trained]}
     oracle = run.records(run.oracle)
     for record in [*trained, *oracle, *run.records(run.validators), *run.records(run.diagnostics)]:

@@ -52,7 +52,7 @@ def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data
     gpu, data_path: where they differ from the run's.  changes: other settings to apply the weights under.
     Needs no scene.  Raises CheckpointError if the run has no finished epoch or no such rule, or files of it do not fit.
     """
-    original, saved = read_config(run.config), checkpoint.load(run.checkpoint)
+    original, saved = run.read_config(), checkpoint.load_run(run.checkpoint)
     checkpoint.check_configuration(run.checkpoint, saved["config"], original)
     selected = saved["state"]["selected"]
     if not selected:
@@ -67,7 +67,7 @@ def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data
     device = choose_device(config.gpu)
     task = Task(saved["bands"], len(saved["class_names"]), config.patch_size)
     method = build_method(config, task, Streams(config.seed, device), device)
-    method.load_training_state(saved["method"])
+    checkpoint.load_training_state(method, saved["method"], run.checkpoint)
     checkpoint.load_discriminator(method.discriminator, selected[rule]["discriminator"], run.checkpoint)
     return Trained(config, method, task, device, tuple(saved["class_names"]), run, saved)
 

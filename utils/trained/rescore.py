@@ -21,8 +21,10 @@ from model.errors import ConfigError
 from model.methods import method_class
 from utils.run import checkpoint
 from utils.run.build import backend_of
-from utils.run.config import TrainConfig, read_config
-from utils.run.folder import RunFolder, environment, run_name
+from utils.run.config import TrainConfig
+from utils.run.environment import environment
+from utils.run.folder import RunFolder, run_name
+from utils.run.records import damaged, read_text
 from utils.run.scoring import clean_patches, evaluate_source, score_run
 from utils.run.selection import LAST, source_scores
 from utils.text import write_text
@@ -46,7 +48,7 @@ def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = 
     one record per epoch is that of the last epoch, with the seconds of all.  Raises ConfigError if the run has these
     statistics already or has no BatchNorm, CheckpointError where its scenes' files have changed.
     """
-    if read_config(run.config).batchnorm_statistics == SOURCE:
+    if run.read_config().batchnorm_statistics == SOURCE:
         raise ConfigError(f"{run.path} has BatchNorm's statistics from clean source patches already.")
     derived = Derived.begin(run, data_path, batchnorm_statistics=SOURCE, save_path=save_path or str(run.path.parent))
     if derived is None:
@@ -57,7 +59,8 @@ def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = 
     if not any(isinstance(module, _BatchNorm) for module in method.discriminator.modules()):
         raise ConfigError(f"{run.path}: the classifier of method '{trained.config.method}' has no BatchNorm.")
     method.load_training_state(saved["method"])
-    epochs = run.records(run.epochs)
+    if not (epochs := run.records(run.epochs, "losses", "seconds", "steps")):
+        raise damaged(run.epochs, "it holds no record")
     with method.evaluating(clean_patches(trained.config, data)):
         record = epochs[-1] | {"seconds": sum(entry["seconds"] for entry in epochs)} | evaluate_source(method, data)
         weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
@@ -73,7 +76,7 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     Its run.json names the run whose weights it has.  Records of the old target (oracle, validators) are left out.
     Raises ConfigError if the other target would have changed the training, or is no other one.
     """
-    original = read_config(run.config)
+    original = run.read_config()
     simulation = original.simulation if severity is None else replace(original.simulation, severity=severity)
     target = target_name or original.target_name
     if (target, simulation) == (original.target_name, original.simulation):
@@ -84,7 +87,7 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
         return None
     _check_training(run, derived.trained)
     return derived.write(TRANSFER, derived.trained.saved["state"]["selected"], {
-        records.name: records.read_text() for records in (run.epochs, run.diagnostics) if records.exists()})
+        records.name: read_text(records) for records in (run.epochs, run.diagnostics) if records.exists()})
 
 
 def _check_training(run: RunFolder, trained: Trained) -> None:
@@ -101,8 +104,8 @@ def _check_training(run: RunFolder, trained: Trained) -> None:
                  if name.startswith("source/") and saved.get(name) != digest]
     if different:
         raise ConfigError(f"{run.path} was trained with other files: {', '.join(different)} changed.")
-    repeat = source_repeat(len(data.train) + len(data.val), run.read_run()["labelled_target_pixels"],
-                           config.training_sample_ratio, config.re_ratio)
+    n_target = run.read_run("labelled_target_pixels")["labelled_target_pixels"]
+    repeat = source_repeat(len(data.train) + len(data.val), n_target, config.training_sample_ratio, config.re_ratio)
     if repeat != data.train.repeat:
         raise ConfigError(f"With {data.target.name} the source's index list would be repeated {data.train.repeat} "
                           f"times, not {repeat} times as in {run.path}: train a run of its own.")
@@ -127,7 +130,10 @@ class Derived:
         own, CheckpointError where the run has no weights.
         """
         changes |= {"oracle": False, "validators": False}
-        made = RunFolder(_folder(read_config(run.config), changes))
+        made = RunFolder(_folder(run.read_config(), changes))
+        if made.path.exists():
+            with made:                                # nobody else works there
+                pass
         if made.read_run().get("status") == "done":
             return None
         if made.checkpoint.exists() and "trained_in" not in made.read_run():
@@ -139,11 +145,16 @@ class Derived:
         """Score the weights that each rule selected, and write the folder; status "done" comes last.
 
         records: name of a file of records per epoch -> its text.  run.json names the run that this one is made from and
-        the command, and keeps what that one says of training.
+        the command, and keeps what that one says of training.  Raises RunFolderError if another process works there.
         """
+        with self.made:
+            return self._written(command, selected, records)
+
+    def _written(self, command: str, selected: dict[str, dict[str, Any]], records: Mapping[str, str]) -> RunFolder:
         made, config, data = self.made, self.trained.config, self.trained.data
         run, about = self.trained.run, self.trained.run.read_run()
-        made.path.mkdir(parents=True, exist_ok=True)
+        if made.read_run().get("status") == "done":          # by another process, since `begin`
+            return made
         made.write_config(config)
         made.update_run(trained_in=run.path.name, derived_by=command)
         for name, text in records.items():

@@ -9,7 +9,8 @@ import main
 from model.errors import ConfigError
 from utils.commands import registry
 from utils.commands.registry import COMMANDS
-from utils.run.folder import ROOT, VERSION
+from utils.run.environment import VERSION
+from utils.run.folder import ROOT
 from utils.text import text_between
 
 

@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 from tqdm import tqdm
 
+from utils.run import lock
 from utils.run.folder import ROOT
-from utils.sweep import process, sweep
-from utils.sweep.process import LOCK, Run, locked, missing_there, train
+from utils.run.lock import LOCK, locked
+from utils.sweep import sweep
+from utils.sweep.process import Run, missing_there, train
 
 
 def test_another_machine_says_what_it_does_not_see(tmp_path):
@@ -65,7 +67,7 @@ def is_free(folder: Path) -> bool:
 def test_a_run_waits_while_another_process_has_its_folder(program, tmp_path, monkeypatch):
     run = Run("name", str(tmp_path / "run"), [str(tmp_path / "run")], False)
     started, tries = threading.Thread(target=train, args=(run, program, {})), []
-    monkeypatch.setattr(process, "time", SimpleNamespace(sleep=lambda _: tries.append(1) or time.sleep(0.01)))
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=lambda _: tries.append(1) or time.sleep(0.01)))
     with locked(Path(run.folder)):
         started.start()
         assert wait_for(lambda: len(tries) > 5)

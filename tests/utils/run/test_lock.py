@@ -1,0 +1,112 @@
+"""One process at a time in a run folder, whichever commands meet there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from model.errors import RunFolderError
+from utils.run import checkpoint
+from utils.run.folder import RunFolder
+from utils.run.lock import INHERITED, LOCK, locked
+
+ROOT = Path(main.__file__).parent
+HOLD = "import sys; from pathlib import Path; from utils.run.lock import locked\n" \
+       "with locked(Path(sys.argv[1]), wait=False): print('held', flush=True); sys.stdin.read()"
+
+
+def held_by_another(folder, **options):
+    """A process that holds a folder's lock until its input ends."""
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK}
+
+
+@pytest.mark.parametrize("words", [
+    lambda run, other: ["--resume", str(run.path), "--max_epoch", "3"],
+    lambda run, other: ["figures", str(run.path)]], ids=["resume", "figures"])
+def test_a_second_process_is_told_at_once_and_changes_nothing(trained, other_target, capsys, words):
+    run = trained("--method", "erm")
+    before = contents(run.path)
+    with RunFolder(run.path):                     # another open file, as another process would have it
+        assert main.main(words(run, other_target)) == 2
+    error = capsys.readouterr().err
+    assert "RunFolderError: Another process works in" in error and str(run.path) in error
+    assert contents(run.path) == before
+
+
+@pytest.mark.parametrize("words", [["refit"], ["transfer", "--target_name"]], ids=["refit", "transfer"])
+def test_two_processes_do_not_derive_the_same_run(trained, other_target, caplog, capsys, words):
+    run = trained("--method", "erm")
+    words = [words[0], str(run.path), *words[1:], *([other_target] if words[1:] else [])]
+    assert main.main(words) == 0
+    made = Path(capsys.readouterr().out.split()[-1])
+    (made / "run.json").write_text((made / "run.json").read_text().replace('"done"', '"running"'))
+    before = contents(made)
+    with RunFolder(made):
+        assert main.main(words) == 2
+    assert "Another process works in" in caplog.text and contents(made) == before
+    assert main.main(words) == 0
+
+
+def test_two_new_runs_of_one_name_do_not_mix(pair, tmp_path, capsys):
+    words = pair.words("--method", "erm", "--run_name", "x", "--save_path", str(tmp_path))
+    with RunFolder(tmp_path / "x"):
+        assert main.main(words) == 2
+    assert "Another process works in" in capsys.readouterr().err and not (tmp_path / "x" / "config.yaml").exists()
+    assert main.main(words) == 0
+
+
+def test_the_lock_goes_with_its_process(tmp_path):
+    other = held_by_another(tmp_path)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(RunFolderError, match="Another process"):
+        RunFolder(tmp_path).hold()
+    other.kill()
+    other.communicate()
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_child_shares_the_lock_that_it_was_given_and_no_other(tmp_path):
+    folder, other = tmp_path / "a", tmp_path / "b"
+    with locked(folder) as lock, locked(other):
+        given = {"pass_fds": [lock.fileno()], "env": {**os.environ, INHERITED: str(lock.fileno())}}
+        for place, options, code in ((folder, given, 0), (other, given, 1), (folder, {}, 1),
+                                     (folder, {"env": {**os.environ, INHERITED: "9" * 30}}, 1)):
+            child = held_by_another(place, **options)
+            assert "BlockingIOError" in child.communicate("")[1] or code == 0
+            assert child.returncode == code
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError), RunFolder(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_records_without_a_checkpoint_are_never_mixed_with_a_new_run(trained, pair, capsys):
+    run = trained("--method", "erm")
+    words = ["--config", str(run.config), "--save_path", str(run.path.parent), "--run_name", run.path.name]
+    run.checkpoint.unlink()
+    before = contents(run.path)
+    assert main.main(words) == 2 and "is there already and done" in capsys.readouterr().err
+    run.update_run(status="running")
+    assert main.main(words) == 2 and "no checkpoint to go on from" in capsys.readouterr().err
+    run.update_run(status="done")
+    assert contents(run.path).keys() == before.keys() and run.records(run.epochs)
+
+
+def test_what_a_killed_process_left_half_written_goes_on_resume(trained):
+    run = trained("--method", "erm")
+    (run.path / ".0123456789abcdef.part").write_bytes(b"half")
+    main.train(["--resume", str(run.path), "--max_epoch", "3"])
+    assert not list(run.path.glob(".*.part")) and checkpoint.load_run(run.checkpoint)["state"]["epoch"] == 3
