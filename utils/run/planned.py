@@ -15,7 +15,7 @@ from utils.text import write_text
 log = logging.getLogger(__name__)
 
 FILE = "planned.json"       # sweep -> list of {seeds, settings (those of all these runs, but for the seed)}
-PLANS = {str: list[dict]}
+PLANS = {str: [{"seeds": list[int], "settings": dict}]}      # as utils/run/records.py says it
 
 
 def write_plan(folder: Path, sweep: str, runs: Iterable[TrainConfig]) -> None:

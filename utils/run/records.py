@@ -21,8 +21,8 @@ _WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true o
 _UNIONS = (Union, types.UnionType)
 _LARGEST = 2 ** 63       # no whole number that the program writes is as large, and floats do not hold every larger one
 
-# A shape is a type hint, or a mapping's keys with the shapes of their values; a key that ends in ? may be missing, and
-# keys that are not named may hold anything.
+# A shape is a type hint, or a mapping's keys with the shapes of their values, or a list of the one shape of its members;
+# a key that ends in ? may be missing, and keys that are not named may hold anything.
 _SCORE = {"oa": float, "aa": float, "kappa": float, "macro_f1": float, "per_class": list[Optional[float]]}
 _SOME_SCORES = {"oa": float} | {f"{name}?": shape for name, shape in _SCORE.items() if name != "oa"}
 _CHOICE = {"epoch": int, "source_val": {"oa": float}, "shifted_source": {"oa": float}, "target?": _SCORE,
@@ -101,7 +101,7 @@ def misfit(value: Any, shape: Any, where: str) -> str | None:
     """What in a value is not of a shape, in words; None where it fits."""
     if isinstance(shape, dict):
         return f"{where} is no mapping" if not isinstance(value, dict) else _misfit_of_keys(value, shape, where)
-    kind, parts = get_origin(shape), get_args(shape)
+    kind, parts = (list, shape) if isinstance(shape, list) else (get_origin(shape), get_args(shape))
     if kind in _UNIONS:
         return None if any(misfit(value, part, where) is None for part in parts) else _not_a(where, shape)
     if kind is Literal:
@@ -110,7 +110,7 @@ def misfit(value: Any, shape: Any, where: str) -> str | None:
         return next(filter(None, (misfit(each, parts[0], f"{where}[{i}]") for i, each in enumerate(value))), None)
     if kind is dict:
         return misfit(value, {parts[0]: parts[1]}, where)
-    accepted = {float: (int, float), Any: object}.get(shape, kind or shape)
+    accepted = {float: (int, float), Any: object}.get(kind or shape, kind or shape)
     fits = isinstance(value, accepted) and (not isinstance(value, bool) or shape in (bool, Any)) \
         and not (type(value) is int and abs(value) >= _LARGEST)
     return None if fits else _not_a(where, shape)
@@ -147,4 +147,4 @@ def _in_words(shape: Any) -> str:
         return " or ".join(map(str, get_args(shape)))
     if get_origin(shape) in _UNIONS:
         return " or ".join(map(_in_words, get_args(shape)))
-    return _WORDS.get(get_origin(shape) or shape, str(shape))
+    return _WORDS[list] if isinstance(shape, list) else _WORDS.get(get_origin(shape) or shape, str(shape))
