@@ -80,7 +80,6 @@ def test_random_kills_lose_nothing(pair, tmp_path):
         said = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, said
     done = checkpoint.load(run.checkpoint)["state"]["epoch"]
-    assert done >= KILLS // 2
     code, said = finish(["--resume", str(run.path), "--max_epoch", str(done + 1)])
     assert code == 0, said
     whole = pair.run("--max_epoch", str(done + 1), save_path=tmp_path / "whole")
