@@ -73,7 +73,7 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
 def read_settings(path: str | Path, kind: type, error: type[UserError] = ConfigError) -> dict[str, Any]:
     """What a YAML file says of the fields of dataclass `kind`, in their form (`check_form`); `error` names the file."""
     if not is_file(path):
-        raise error(f"The config file {_shortened(path)} does not exist.")
+        raise error(f"The config file {_end_of(path)} does not exist.")
     content = read_yaml(Path(path), error)
     if not isinstance(content, dict):
         raise error(f"{path} holds no settings (lines of the form NAME: VALUE).")
@@ -142,7 +142,7 @@ def _in_words(hint: Any, nested: type | None) -> str:
 
 def _text(path: Path, largest: int, error: type[UserError]) -> str:
     if not is_file(path):
-        raise error(f"{_shortened(str(path))} does not exist, or is no regular file.")
+        raise error(f"{_end_of(path)} does not exist, or is no regular file.")
     try:
         size = path.stat().st_size
         if size > largest:
@@ -196,6 +196,12 @@ def _one_line(reason: Exception) -> str:
 def _shortened(value: Any, length: int = 80) -> str:
     text = str(value)
     return text if len(text) <= length else text[:length] + " …"
+
+
+def _end_of(path: str | Path, length: int = 200) -> str:
+    """A path, if it is long without its beginning: the file's name stands at the end."""
+    text = str(path)
+    return text if len(text) <= length else "… " + text[-length:]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
