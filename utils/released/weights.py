@@ -59,6 +59,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
     Tensors only are loaded, never code.  Raises CheckpointError if it is missing, damaged or something else.
     """
     theirs = checkpoint.load(path).get(KEY)
+    if not isinstance(theirs, dict):
+        raise CheckpointError(f"{path} is not a checkpoint of the released code: it holds no '{KEY}'.")
     if wrong := misfit(theirs, dict[str, Tensor], f"'{KEY}'"):
         raise CheckpointError(f"{path} is not a checkpoint of the released code: {wrong}.")
     try:

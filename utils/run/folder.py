@@ -72,7 +72,7 @@ class RunFolder:
         if not self._is_done():
             self.hold()
             if not self._is_done():               # nor was it just now, by another process
-                self._check_free()
+                self._clear()
                 return True
             self.release()
         if config.run_name:
@@ -82,16 +82,17 @@ class RunFolder:
     def _is_done(self) -> bool:
         return self.run.exists() and self.read_run().get("status") == "done"
 
-    def _check_free(self) -> None:
-        """Release the folder and raise ConfigError if a run was begun in it (it has a checkpoint or records)."""
+    def _clear(self) -> None:
+        """Drop the records of a run that has no checkpoint to go on from.  Raises ConfigError, and releases the folder, if
+        there is one."""
         if self.checkpoint.exists():
-            problem, advice = "is there already, unfinished", f"Go on with it: --resume {self.path}, or"
-        elif any(path.exists() for path in self.recorded):
-            problem, advice = "holds the records of a run, but no checkpoint to go on from", "Delete it, or"
-        else:
-            return
-        self.release()
-        raise ConfigError(f"{self.path} {problem}. {advice} give this run another --run_name.")
+            self.release()
+            raise ConfigError(f"{self.path} is there already, unfinished. Go on with it: --resume {self.path}, or give "
+                              "this run another --run_name.")
+        if left := [path for path in self.recorded if path.exists()]:
+            log.warning("%s: records of an unfinished run without a checkpoint are replaced.", self.path)
+            for path in left:
+                path.unlink()
 
     def hold(self) -> None:
         """Take the folder's lock until `release`, or until this process ends.  Raises RunFolderError if another process
