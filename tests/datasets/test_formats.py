@@ -147,6 +147,7 @@ def test_a_matlab_file_that_declares_more_than_it_holds_is_refused(tmp_path):
         read_mat(tmp_path / "a.mat", "x")
 
 
+@pytest.mark.slow
 def test_an_empty_label_map_of_any_size_is_read(tmp_path):
     for write in (write_mat_v5, write_mat_v73):
         write(tmp_path / "a.mat", {"x": np.zeros((3000, 4000))})

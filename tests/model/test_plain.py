@@ -71,6 +71,7 @@ def test_no_field_of_a_runs_config_imports(tmp_path, canary):
                              [entry.name for entry in fields(TrainConfig)], UserError) > 1000
 
 
+@pytest.mark.slow_but("Choice-<lambda>")
 @pytest.mark.parametrize("kind, read", [
     (TrainConfig, lambda path: parse_train(["--config", str(path)])), (TrainConfig, read_config),
     (TrainConfig, lambda path: parse_train(["--resume", str(path.parent)])),

@@ -99,6 +99,7 @@ def test_a_damaged_library_is_built_again(cache, damage):
     assert build.whole(built) and built.read_bytes() != content
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_whole_library_that_cannot_be_loaded_is_built_once_more(cache, caplog, monkeypatch):
     caplog.set_level("INFO", logger="model.ops.build")

@@ -31,6 +31,7 @@ def words_of(command, run):
     return [first, *rest, str(run.path)] if not command == "transfer" else [first, str(run.path), *rest]
 
 
+@pytest.mark.slow_but("tables")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_damaged_files_are_named_and_raise_nothing_else(trained, capsys, caplog, command):
     run = trained("--method", "erm")

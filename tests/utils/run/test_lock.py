@@ -41,6 +41,7 @@ def test_a_second_process_is_told_at_once_and_changes_nothing(trained, other_tar
     assert contents(run.path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["refit"], ["transfer", "--target_name"]], ids=["refit", "transfer"])
 def test_two_processes_do_not_derive_the_same_run(trained, other_target, caplog, capsys, words):
     run = trained("--method", "erm")
