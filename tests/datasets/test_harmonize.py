@@ -35,6 +35,7 @@ def plain_quotient(cube):
     return np.divide(scaled, norm, out=scaled, where=norm > 0)
 
 
+@pytest.mark.slow_but("1.0")
 @pytest.mark.parametrize("span", [1e-3, 1.0, 4095.0, 65535.0])
 def test_preprocessing_is_the_plain_quotient_bit_by_bit(scenes, span):
     rng = np.random.default_rng(1)

@@ -64,6 +64,7 @@ def test_no_field_of_a_scene_file_imports(pair, canary):
                              [entry.name for entry in fields(SceneFile)]) > 300
 
 
+@pytest.mark.slow
 def test_no_field_of_a_runs_config_imports(tmp_path, canary):
     about = {"source": "a", "target": "b", "sha256": {}, "status": "done", "uses_target": False}
     (tmp_path / "run.json").write_text(json.dumps(about))
@@ -83,6 +84,7 @@ def test_no_field_of_a_config_file_imports(tmp_path, canary, monkeypatch, kind, 
     assert read_in_every_way(lambda: read(path), path, {}, [entry.name for entry in fields(kind)]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [entry.name for entry in fields(SweepFile)])
 def test_no_field_of_a_sweep_file_imports(tmp_path, canary, part):
     path = tmp_path / "sweep.yaml"

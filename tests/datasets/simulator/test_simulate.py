@@ -61,6 +61,7 @@ def target_scores(severity: float, seed: int) -> tuple[float, float]:
     return scores(pair(severity, seed)[1], seed)
 
 
+@pytest.mark.slow_but("0-SimSource")
 @pytest.mark.parametrize("index, name", [(0, "SimSource"), (1, "SimTarget")])
 def test_a_scene_has_the_shape_bands_and_classes_of_its_description(index, name):
     scene = pair(1.0, 0)[index]

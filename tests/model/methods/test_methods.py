@@ -135,7 +135,7 @@ def test_learns_what_is_easy(name):
         assert (method.predict(x).argmax(1) == y).float().mean() > 0.9
 
 
-@pytest.mark.slow_but("coral")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTING)
 def test_adaptation_sees_pixels_not_labels(name, pair, tmp_path, scenes):
     """Target labels dealt out anew over the whole scene, unlabelled pixels included, change no weight; another target

@@ -72,6 +72,7 @@ def test_equals_patches(patch_size, activation, backend):
     assert difference(scan(discriminator, cube, patch_size, backend), exact(discriminator, cube, patch_size)) < 3e-6
 
 
+@pytest.mark.slow_but("reference-48-32", "cpu-48-32")
 @pytest.mark.parametrize("bands, width", [(1, 1), (2, 3), (5, 2), (48, 32), (103, 50), (50, 49), (3, 128)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_channels(bands, width, backend):

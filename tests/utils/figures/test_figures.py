@@ -48,6 +48,7 @@ def test_map_panels_follow_the_shape_of_the_scene(height, width, rows):
     assert legible(figure)
 
 
+@pytest.mark.slow_but("128-128")
 @pytest.mark.parametrize("height, width", [(210, 954), (250, 1376), (610, 340), (128, 128)])
 def test_scene_pixels_are_whole_dots(height, width):
     figure = fake_maps(height, width, 3)
@@ -105,6 +106,7 @@ def test_confusion_shows_row_percents(n_classes):
     assert min(text.get_fontsize() for text in axes.texts) >= 7
 
 
+@pytest.mark.slow_but("$5")
 @pytest.mark.parametrize("name", [r"$\frac$", r"a $\nothing{$ b", "$5", r"\$x$", "$$", "a\\"])
 def test_a_class_called_like_a_formula_is_drawn_as_it_is(tmp_path, name):
     scene, names = fake_scene(10, 12, 3), (name, "b", "c")
@@ -139,6 +141,7 @@ def test_patch_sheet():
         np.testing.assert_allclose(drawn, np.clip((values - low) / (high - low), 0, 1))
 
 
+@pytest.mark.slow_but("shapes2-1")
 @pytest.mark.parametrize("shapes, rows", [(((21, 95), (25, 100)), 4), (((15, 25), (14, 25)), 2),
                                           (((20, 20), (30, 25)), 1), (((61, 34), (110, 71)), 1)])
 def test_pair(shapes, rows):

@@ -98,6 +98,7 @@ def test_a_missing_quantity_is_named(copy, name):
         list(replay(path))
 
 
+@pytest.mark.slow_but("<lambda>5")
 @pytest.mark.parametrize("change", [
     lambda text: text["losses"][0]["ce"].pop(), lambda text: text.update(limits=None), lambda text: text.update(losses=[]),
     lambda text: text["config"].update(layers=None), lambda text: text["config"].update(lr="fast"),
@@ -120,6 +121,7 @@ def test_an_equal_number_of_values_in_another_shape_is_named(copy):
         list(replay(path))
 
 
+@pytest.mark.slow_but("loop/0/y")
 @pytest.mark.parametrize("name", ["forward/x", "loop/0/y", "init/mmirn/model.1.weight", "forward/generated_1",
                                   "gradient/mi_mmirn/model.4.weight", "final/logits_eval"])
 def test_a_wrong_shape_is_named(copy, name):

@@ -38,6 +38,7 @@ HOSTILE = {
     "a gradient": change("method", "gradients", to={"foreign": torch.zeros(1)})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_a_checkpoint_that_loads_but_is_not_ours_is_refused_on_resume(trained, capsys, hostile):
     run = trained("--method", "erm")

@@ -60,6 +60,7 @@ def test_a_record_of_another_shape_is_named_with_what_is_wrong(trained, name, co
         run.read_evaluation()
 
 
+@pytest.mark.slow
 def test_one_damaged_folder_does_not_stop_tables_and_study(trained, tmp_path, capsys, caplog):
     run, other = trained("--method", "erm", "--oracle"), trained("--method", "erm", "--oracle", "--seed", "2")
     run.evaluation.write_text("{")

@@ -309,6 +309,7 @@ def test_the_command_writes_figures_tables_and_their_command(tmp_path, capsys):
     assert "uses unlabelled target" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_names_what_is_wrong(tmp_path, capsys):
     assert main.main(["study", str(tmp_path)]) == 2
     assert "No run with a finished epoch" in capsys.readouterr().err
