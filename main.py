@@ -19,7 +19,7 @@ from utils import process  # first, before torch
 
 from tqdm import tqdm
 
-from model.errors import NonFiniteLossError, UserError
+from model.errors import NonFiniteLossError, UserError, shortened
 from model.graphs import check_options
 from model.seeding import Streams
 from utils.commands import registry
@@ -28,7 +28,6 @@ from utils.run import estimate
 from utils.run.build import augmentation, backend_of, build_method, choose_device, load_data
 from utils.run.config import parse_train
 from utils.run.environment import environment, peak_memory_mib, version
-from utils.run.flags import shortened
 from utils.run.folder import RunFolder, open_run, run_label, run_name
 from utils.run.report import run_table
 from utils.run.scoring import clean_patches, evaluate_source, evaluate_target, out_of_patience, score_run

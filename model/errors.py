@@ -1,5 +1,10 @@
 """Errors that the user of the command line can mend: main.py prints them as one line, without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Something the user gave is wrong.  The message says what, where, and what to do."""
@@ -23,3 +28,15 @@ class SystemRefusedError(UserError):
 
 class NonFiniteLossError(UserError):
     """A loss term became NaN or infinite during training."""
+
+
+def shortened(value: object, longest: int = 80) -> str:
+    """A value as text; of a long one the beginning."""
+    text = str(value)
+    return text if len(text) <= longest else text[:longest] + " …"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean …?' where a known name is near; else nothing."""
+    found = get_close_matches(name[:200], list(known), n=1)
+    return f" Did you mean {found[0]}?" if found else ""

@@ -7,14 +7,13 @@ import re
 import typing
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from model.errors import ConfigError, UserError
+from model.errors import ConfigError, UserError, nearest, shortened
 
 LARGEST_YAML, LARGEST_JSON = 1 << 20, 1 << 26       # bytes
 DEEPEST = 50                                        # dictionaries and lists inside each other
@@ -95,12 +94,12 @@ def check_form(values: dict[str, Any], kind: type) -> None:
         before, dot, part = key.partition(".")
         name = before if dot else before.removesuffix("+")
         if name not in hints:
-            raise ConfigError(f"{_shortened(key)} is not known.{_nearest(key, hints)}")
+            raise ConfigError(f"{shortened(key)} is not known.{nearest(key, hints)}")
         nested, value = _inner(hints[name]), {part: value} if dot else value
         if nested is not None and isinstance(value, dict):
             _check_nested(value, nested, name)
         elif _holds_dictionary(value) or nested is not None and not _fits_beside(value, hints[name]):
-            raise ConfigError(f"{name} must be {_in_words(hints[name], nested)}, not {_shortened(value)}.")
+            raise ConfigError(f"{name} must be {_in_words(hints[name], nested)}, not {shortened(value)}.")
 
 
 @cache                                              # tables read thousands of settings
@@ -112,9 +111,9 @@ def _check_nested(values: dict[str, Any], kind: type, name: str) -> None:
     names = [entry.name for entry in fields(kind)]
     for part, value in values.items():
         if part not in names:
-            raise ConfigError(f"{_shortened(part)} is not known in {name}.{_nearest(part, names)}")
+            raise ConfigError(f"{shortened(part)} is not known in {name}.{nearest(part, names)}")
         if isinstance(value, (dict, list)):
-            raise ConfigError(f"{name}: {part} must be a single value, not {_shortened(value)}.")
+            raise ConfigError(f"{name}: {part} must be a single value, not {shortened(value)}.")
 
 
 def _inner(hint: Any) -> type | None:
@@ -172,7 +171,7 @@ def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
         raise yaml.YAMLError(f"it nests values more than {DEEPEST} deep")
     if id(node) not in counted:
         if node.tag not in _KINDS:
-            raise yaml.YAMLError(f"it holds a value of the kind {_shortened(node.tag)}")
+            raise yaml.YAMLError(f"it holds a value of the kind {shortened(node.tag)}")
         if isinstance(node, yaml.ScalarNode):
             if "\0" in node.value:
                 raise yaml.YAMLError("it holds a NUL")
@@ -181,7 +180,7 @@ def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
             children: Iterable[yaml.Node] = ()
         elif isinstance(node, yaml.MappingNode):
             if strange := [key for key, _ in node.value if not key.tag.endswith((":str", ":merge"))]:
-                raise yaml.YAMLError(f"it has a name that is not text: {_shortened(strange[0].value)}")
+                raise yaml.YAMLError(f"it has a name that is not text: {shortened(strange[0].value)}")
             children = (child for pair in node.value for child in pair)
         else:
             children = node.value
@@ -190,20 +189,10 @@ def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
 
 
 def _one_line(reason: Exception) -> str:
-    return _shortened(" ".join(str(reason).split()), 300)
-
-
-def _shortened(value: Any, length: int = 80) -> str:
-    text = str(value)
-    return text if len(text) <= length else text[:length] + " …"
+    return shortened(" ".join(str(reason).split()), 300)
 
 
 def _end_of(path: str | Path, length: int = 200) -> str:
     """A path, if it is long without its beginning: the file's name stands at the end."""
     text = str(path)
     return text if len(text) <= length else "… " + text[-length:]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    found = get_close_matches(name[:200], list(known), n=1)
-    return f" Did you mean {found[0]}?" if found else ""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from model.errors import ConfigError
-from utils.run.flags import Parser, nearest
+from model.errors import ConfigError, nearest
+from utils.run.flags import Parser
 
 TRAIN = "train"                         # the command where none is named; main.py has it
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from model.errors import ConfigError
+from model.errors import ConfigError, nearest, shortened
 from model.settings import Recipe, Switches, recipe_switches
 
 RELEASED_NAMES = {"--nce_layers": "--contrast_layers"}       # flags that the released code calls differently
@@ -47,10 +46,10 @@ class Parser(ArgumentParser):
             flags = self.flags() if name.startswith("-") else [flag.removeprefix("--") for flag in self.flags()]
             return f"{name} is not known.{nearest(name, flags)}"
         if bad := _BAD_VALUE.search(message) or _BAD_UNION.search(message):
-            return f"{bad[1]} must be {kind_in_words(bad[2])}, not {shortened(bad[3])}."
+            return f"{bad[1]} must be {kind_in_words(bad[2])}, not {shortened(bad[3], LONGEST_MESSAGE)}."
         if missing := _NO_FILE.search(message):
             return f"The file {missing[1]} does not exist."
-        return shortened(message).rstrip(".") + "."
+        return shortened(message, LONGEST_MESSAGE).rstrip(".") + "."
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -85,16 +84,6 @@ def kind_in_words(kind: str) -> str:
         *some, last = match[1].replace("'", "").split(", ")
         return f"{', '.join(some)} or {last}" if some else last
     return kind
-
-
-def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    return text if len(text) <= longest else text[:longest] + " …"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean …?' where a known name is near; else nothing."""
-    found = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {found[0]}?" if found else ""
 
 
 def tidy(argv: list[str], kind: type) -> list[str]:
