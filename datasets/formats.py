@@ -21,14 +21,19 @@ import scipy.io
 from rasterio.errors import RasterioError
 from scipy.io.matlab import MatReadError, matfile_version
 
-from datasets import mat5, vrt
+from datasets import hdf5, mat5, vrt
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.scene import Georeference
+from model.errors import shortened
 from model.plain import is_file
 
 MEMINFO = Path("/proc/meminfo")
-PACKED = 1100                       # values of a byte that a compressed byte can hold (deflate: 1,032)
+DEFLATE = 1032                      # bytes that a compressed one can become
+LZW = 1365                          # the same; what other ways of packing are held to
+LEFT_OUT = 64                       # the same, of files that are not packed: empty blocks need not be stored
 ALWAYS_READ = 1 << 26               # bytes
+_RATIO = {None: LEFT_OUT, "DEFLATE": DEFLATE}           # by a raster's way of packing
+_GZIP = b"\x1f\x8b"
 SHOWN_NAMES = 20
 _CLASS_BYTES = {"double": 8, "single": 4, "int64": 8, "uint64": 8, "int32": 4, "uint32": 4, "int16": 2, "uint16": 2,
                 "int8": 1, "uint8": 1, "logical": 1}
@@ -52,6 +57,8 @@ def read_mat(path: Path, key: str) -> np.ndarray:
 
 
 def _read_mat_v5(path: Path, key: str) -> np.ndarray:
+    if level_5 := matfile_version(path)[0] == 1:
+        mat5.check_heads(path)
     content = scipy.io.whosmat(path)                    # headers alone: cells in cells would overflow scipy's stack
     if not content:
         raise _damaged(path, "it holds no variable")
@@ -63,8 +70,8 @@ def _read_mat_v5(path: Path, key: str) -> np.ndarray:
     shape, kind = found[0]
     if kind not in _CLASS_BYTES or 0 in shape:
         raise _no_numbers(path, key, kind, shape)
-    check_size(path, shape, _CLASS_BYTES[kind], stored_bytes=1)     # doubles are stored as bytes where these suffice
-    if matfile_version(path)[0] == 1:
+    check_size(path, shape, _CLASS_BYTES[kind], DEFLATE if level_5 else 1, 1)   # doubles may be stored as bytes
+    if level_5:
         mat5.check_numbers(path, key)
     array = scipy.io.loadmat(path, variable_names=[key])[key]
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
@@ -82,7 +89,8 @@ def _read_mat_v73(path: Path, key: str) -> np.ndarray:
         if dataset.dtype.kind not in "biuf" or not dataset.size or _is_text(dataset):
             raise _no_numbers(path, key, dataset.dtype, dataset.shape)
         for shape in (dataset.shape, dataset.chunks or ()):
-            check_size(path, shape, dataset.dtype.itemsize)
+            check_size(path, shape, dataset.dtype.itemsize, DEFLATE if hdf5.is_packed(dataset) else LEFT_OUT)
+        hdf5.check_chunks(dataset)
         return np.ascontiguousarray(dataset[()].T)
 
 
@@ -106,13 +114,15 @@ def _is_text(dataset: h5py.Dataset) -> bool:
     return isinstance(kind, bytes) and kind == b"char" or "MATLAB_empty" in dataset.attrs
 
 
-def check_size(path: Path, shape: Sequence[int], item_bytes: int, stored_bytes: int | None = None) -> None:
+def check_size(path: Path, shape: Sequence[int], item_bytes: int, ratio: int,
+               stored_bytes: int | None = None) -> None:
     """Raises SceneFormatError if a file cannot hold an array of this shape, or the memory cannot.
 
-    stored_bytes: of a value in the file, before compression, where they differ from those in memory.
+    ratio: bytes that one in the file can become.  stored_bytes: of a value before compression, where they differ from
+    those in memory.
     """
     count, size = math.prod(shape), path.stat().st_size
-    if min(shape, default=0) < 0 or count * (stored_bytes or item_bytes) > ALWAYS_READ + PACKED * size:
+    if min(shape, default=0) < 0 or count * (stored_bytes or item_bytes) > ALWAYS_READ + ratio * size:
         raise SceneFormatError(f"{path} declares {' × '.join(map(str, shape))} values, but has only {size:,} bytes. It "
                                "is damaged: copy it again.")
     check_memory(path, count, item_bytes)
@@ -144,9 +154,13 @@ def _no_numbers(path: Path, key: str, kind: object, shape: object) -> SceneForma
 
 def _wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
     names = sorted(present)
-    shown = ", ".join(names[:SHOWN_NAMES]) + ", …" * (len(names) > SHOWN_NAMES)
+    shown = ", ".join(map(_printable, names[:SHOWN_NAMES])) + ", …" * (len(names) > SHOWN_NAMES)
     return SceneFormatError(f"{path} has no variable '{key}'; it holds {shown or 'nothing'}. "
                             "Set the right key in the scene file.")
+
+
+def _printable(name: str) -> str:
+    return shortened(name if name.isprintable() else ascii(name), 40)
 
 
 def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | None]:
@@ -181,16 +195,34 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         with rasterio.open(path, driver="GTiff" if vrt.is_geotiff(path) else "ENVI") as file:
             yield file
         return
-    with rasterio.MemoryFile(vrt.local(path), ext=".vrt") as memory, memory.open(driver="VRT") as file:
+    text, held = vrt.local(path), 0
+    for source in vrt.sources(text):
+        with rasterio.open(source, driver="GTiff") as file:
+            held += _check_raster(source, file)
+    with rasterio.MemoryFile(text, ext=".vrt") as memory, memory.open(driver="VRT") as file:
+        if _bytes(path, file) > ALWAYS_READ + LEFT_OUT * held:
+            raise SceneFormatError(f"{path} declares {file.height} × {file.width} × {file.count} values, far more than "
+                                   "its sources hold. Correct it, or make it a GeoTIFF (gdal_translate).")
         yield file
 
 
-def _check_raster(path: Path, file: rasterio.DatasetReader) -> None:
+def _check_raster(path: Path, file: rasterio.DatasetReader) -> int:
+    """The bytes of a raster's values.  Raises SceneFormatError if they are no real numbers, or more than can be."""
+    total, shape = _bytes(path, file), (file.height, file.width, file.count)
+    size = total // math.prod(shape)
+    if file.driver == "VRT":
+        check_memory(path, math.prod(shape), size)
+        return total
+    with open(path, "rb") as plain:
+        packed = plain.read(len(_GZIP)) == _GZIP        # as ENVI's images may be
+    ratio = DEFLATE if packed else _RATIO.get(file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION"), LZW)
+    for shape in (shape, *((*block, file.count) for block in set(file.block_shapes))):
+        check_size(path, shape, size, ratio)
+    return total
+
+
+def _bytes(path: Path, file: rasterio.DatasetReader) -> int:
     kinds = [np.dtype(name) for name in file.dtypes]
     if any(kind.kind not in "biuf" for kind in kinds):
         raise SceneFormatError(f"{path} holds {file.dtypes[0]} values, expected real numbers.")
-    size, shape = max(kind.itemsize for kind in kinds), (file.height, file.width, file.count)
-    if file.driver == "VRT":
-        check_memory(path, math.prod(shape), size)
-    else:
-        check_size(path, shape, size)
+    return max(kind.itemsize for kind in kinds) * file.height * file.width * file.count

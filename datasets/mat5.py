@@ -10,13 +10,23 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 HEADER = 128                            # bytes before the first element
 READ = 4096                             # of an element: all that stands before its numbers, and more
+LONGEST = 1024                          # bytes of a shape or name; MATLAB's names have up to 63
 PACKED = 15                             # an element's kind
 NUMBER_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}       # by an element's kind
 COMPLEX = 0x0800                        # among the flags
+
+
+def check_heads(path: Path) -> None:
+    """Raises ValueError if a variable's shape or name has more bytes than any has; scipy would unfold them all."""
+    for head, order in _variables(path):
+        for _, size, _ in islice(_parts(head, order), 3):
+            if size > LONGEST:
+                raise ValueError(f"a variable's shape or name has {size:,} bytes")
 
 
 def check_numbers(path: Path, key: str) -> None:

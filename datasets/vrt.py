@@ -47,6 +47,11 @@ def local(path: Path) -> bytes:
     return ElementTree.tostring(_rewritten(root, path), encoding="unicode").encode()
 
 
+def sources(text: bytes) -> list[Path]:
+    """The files that a VRT of `local` names, each once."""
+    return sorted({Path(element.text) for element in ElementTree.fromstring(text).iter("SourceFilename")})
+
+
 def is_geotiff(path: Path) -> bool:
     """Whether a file begins as a TIFF does, so that GDAL opens it as nothing else."""
     with open(path, "rb") as file:

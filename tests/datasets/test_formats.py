@@ -10,7 +10,7 @@ import pytest
 import rasterio
 import scipy.io
 
-from datasets import formats
+from datasets import formats, hdf5
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_mat, read_raster
 from datasets.writers import write_mat_v5, write_mat_v73
@@ -85,6 +85,51 @@ def test_an_hdf5_file_of_1_kb_that_declares_2_tb_is_refused(tmp_path):
     for key in ("contiguous", "chunked", "chunk"):
         with pytest.raises(SceneFormatError, match=r"declares \d+ × \d+ × \d+ values, but has only"):
             read_mat(tmp_path / "a.mat", key)
+
+
+def packed_chunk(path: Path, size: int, unfolded: int, more_filters=()) -> None:
+    """A v7.3 file with one deflated chunk of `size` bytes that unfolds to `unfolded`."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((1, 1, size))
+    for number in (h5py.h5z.FILTER_DEFLATE, *more_filters):
+        plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (9,))
+    stream = zlib.compressobj(9)
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((1, 1, size))
+        dataset = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_UINT8, space, plist)
+        dataset.write_direct_chunk((0, 0, 0), stream.compress(bytes(unfolded)) + stream.flush())
+
+
+def test_an_hdf5_chunk_that_unfolds_to_more_than_it_declares_is_refused(tmp_path, monkeypatch):
+    """HDF5 would take all the memory that it unfolds to."""
+    monkeypatch.setattr(hdf5, "UNFOLDED_UNCHECKED", 1 << 13)
+    packed_chunk(tmp_path / "a.mat", 5000, 10 << 20)
+    with pytest.raises(SceneFormatError, match="a chunk of 5,000 bytes has 10,"):
+        read_mat(tmp_path / "a.mat", "x")
+    packed_chunk(tmp_path / "a.mat", 10 << 10, 10 << 20)
+    with pytest.raises(SceneFormatError, match="a chunk of 10,240 bytes unfolds to more"):
+        read_mat(tmp_path / "a.mat", "x")
+    packed_chunk(tmp_path / "a.mat", 10 << 20, 10 << 20)
+    assert read_mat(tmp_path / "a.mat", "x").shape == (10 << 20, 1, 1)
+
+
+@pytest.mark.parametrize("more, told", [([h5py.h5z.FILTER_LZF], "more than once"), ([300], "an unknown way"),
+                                        ([h5py.h5z.FILTER_SHUFFLE], "an unknown order")])
+def test_hdf5_chunks_that_are_packed_in_a_way_of_their_own_are_refused(tmp_path, more, told):
+    packed_chunk(tmp_path / "a.mat", 100, 100, more)
+    with pytest.raises(SceneFormatError, match=told):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+@pytest.mark.parametrize("packing", [{}, {"compression": "gzip"}, {"compression": "lzf"}, {"scaleoffset": 0},
+                                     {"compression": "gzip", "shuffle": True, "fletcher32": True}])
+def test_hdf5s_own_ways_of_packing_are_read(tmp_path, packing):
+    noise = np.random.default_rng(0).integers(0, 1 << 31, (3, 200, 300))
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file.create_dataset("x", data=noise, chunks=(2, 150, 300), **packing)
+        file.create_dataset("empty", noise.shape, "i8", chunks=(2, 150, 300), fillvalue=3, **packing)
+    assert (read_mat(tmp_path / "a.mat", "x") == noise.T).all()
+    assert (read_mat(tmp_path / "a.mat", "empty") == 3).all()
 
 
 @pytest.mark.parametrize("value", ["text", np.zeros((0, 3, 2)), h5py.Empty("f4"), np.ones((2, 2, 2), complex),
@@ -203,6 +248,30 @@ def test_a_packed_variable_that_is_larger_than_it_declares_is_refused(tmp_path):
     (tmp_path / "a.mat").write_bytes(content[:128] + struct.pack("<II", 15, len(packed)) + packed)
     with pytest.raises(SceneFormatError, match="'x' holds 1,000,000 bytes, its shape says 64"):
         read_mat(tmp_path / "a.mat", "x")
+
+
+@pytest.mark.parametrize("part", ["shape", "name"])
+def test_a_shape_or_name_that_unfolds_to_megabytes_is_refused(tmp_path, part):
+    """scipy would read all of it, and the error show it."""
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    shape, name = struct.pack("<ii", 1, 1), b"x"
+    shape, name = (shape * 2_000_000, name) if part == "shape" else (shape, name * 16_000_000)
+    whole = element(6, struct.pack("<II", 6, 0)) + element(5, shape) + element(1, name) + element(9, bytes(8))
+    packed = zlib.compress(struct.pack("<II", 14, len(whole)) + whole)
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HHII", 0x0100, 0x4D49, 15, len(packed)) +
+                                     packed)
+    with pytest.raises(SceneFormatError, match="a variable's shape or name has 16,000,000 bytes"):
+        read_mat(tmp_path / "a.mat", "x")
+
+
+def test_names_in_a_file_are_shown_in_one_line(tmp_path):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["a\nb\x1b[31m"], file["n" * 1000] = SECRET, SECRET
+    with pytest.raises(SceneFormatError, match=r"it holds 'a\\nb\\x1b\[31m', n{40} …\. Set") as error:
+        read_mat(tmp_path / "a.mat", "x")
+    assert str(error.value).isprintable()
 
 
 def test_numbers_of_an_unknown_kind_are_refused(tmp_path):

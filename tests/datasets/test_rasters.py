@@ -8,6 +8,7 @@ import pytest
 import rasterio
 import yaml
 
+from datasets import formats
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_raster
 from datasets.readers import load_scene
@@ -128,3 +129,36 @@ def test_a_geotiff_that_declares_more_than_it_holds_is_refused(tmp_path):
     write_tif(tmp_path / "b.tif", np.ones((2, 2, 2), np.complex64))
     with pytest.raises(SceneFormatError, match="real numbers"):
         read_raster(tmp_path / "b.tif", 0)
+
+
+def test_a_tile_larger_than_the_image_and_the_file_is_refused(tmp_path):
+    """194 bytes would take a gigabyte."""
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=4, width=5, count=1, dtype="float32",
+                       tiled=True, blockxsize=16384, blockysize=16384, compress="deflate", sparse_ok=True):
+        pass
+    (tmp_path / "a.vrt").write_text(vrt("a.tif"))
+    for name in ("a.tif", "a.vrt"):
+        with pytest.raises(SceneFormatError, match="a.tif declares 16384 × 16384 × 1 values, but has only"):
+            read_raster(tmp_path / name, 0)
+
+
+@pytest.mark.parametrize("packing", [{"compress": "deflate"}, {"compress": "lzw"}, {"compress": "zstd"}, {},
+                                     {"driver": "ENVI"}])
+def test_an_image_may_unfold_as_far_as_its_packing_can(tmp_path, monkeypatch, packing):
+    monkeypatch.setattr(formats, "ALWAYS_READ", 1 << 16)
+    profile = {"driver": "GTiff", "height": 2000, "width": 2000, "count": 1, "dtype": "float32"} | packing
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(np.zeros((1, 2000, 2000), np.float32))
+    assert read_raster(tmp_path / "a.tif", 0)[0].shape == (2000, 2000, 1)
+    with rasterio.open(tmp_path / "b.tif", "w", sparse_ok=True, tiled=True, blockxsize=512, blockysize=512,
+                       **profile | {"driver": "GTiff"}):
+        pass
+    with pytest.raises(SceneFormatError, match="declares 2000 × 2000 × 1 values"):
+        read_raster(tmp_path / "b.tif", 0)
+
+
+def test_a_vrt_that_is_far_larger_than_its_sources_is_refused(tmp_path):
+    write_tif(tmp_path / "a.tif", ARRAY[..., :1])
+    (tmp_path / "a.vrt").write_text(vrt("a.tif").replace('XSize="3"', 'XSize="40000000"'))
+    with pytest.raises(SceneFormatError, match="a.vrt declares 2 × 40000000 × 1 values, far more than its sources"):
+        read_raster(tmp_path / "a.vrt", 0)
