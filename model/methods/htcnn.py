@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import torch
@@ -13,13 +12,11 @@ from torch.nn import functional
 from model.errors import ConfigError
 from model.methods.erm import ERM
 from model.settings import Settings
+from model.stored import not_finite, read_stored
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256))        # widths of VGG-16's convolutions, to the third pooling layer
 IMAGE_BANDS = 3
 REDUCTION = 16            # the attention's bottleneck (Hu et al., CVPR 2018)
-
-_UNREADABLE = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
-               pickle.UnpicklingError)          # what torch.load raises on a file that is cut or something else
 
 
 class HTCNN(ERM):
@@ -121,24 +118,26 @@ class ChannelAttention(nn.Module):
 def load_vgg(vgg: nn.Sequential, path: Path) -> None:
     """Load features.N.weight and features.N.bias of a state dict into the layers; what is deeper is left out.
 
-    Raises ConfigError if the file is missing, holds more than tensors, or is not that of a VGG-16.
+    Raises ConfigError if the file is missing, holds more than tensors, is not that of a VGG-16, or has weights that are
+    not finite.
     """
     advice = ("Give the file of torchvision's vgg16 weights (a state dict), or leave htcnn_weights out for a random "
               "initialisation.")
-    if not path.is_file():
-        raise ConfigError(f"htcnn_weights: {path} does not exist. {advice}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise ConfigError(f"htcnn_weights: {path} cannot be read as a state dict; it may be truncated, or hold more "
-                          f"than tensors ({type(error).__name__}). {advice}") from error
+        state = read_stored(path, "a state dict", ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"htcnn_weights: {error} {advice}") from error
     own = {f"features.{name}": value for name, value in vgg.state_dict().items()}
-    given = state if isinstance(state, dict) else {}
-    unfit = [name for name, value in own.items()
-             if not isinstance(given.get(name), Tensor) or given[name].shape != value.shape]
+    given = {name: state[name] for name in own if isinstance(state.get(name), Tensor)}
+    unfit = [name for name, value in own.items() if name not in given or given[name].shape != value.shape]
     if unfit:
         name = unfit[0]
-        found = f"of shape {list(given[name].shape)}" if isinstance(given.get(name), Tensor) else "missing"
+        found = f"of shape {list(given[name].shape)}" if name in given else "missing"
         raise ConfigError(f"htcnn_weights: {path} does not hold the weights of a VGG-16: {len(unfit)} of {len(own)} "
                           f"tensors do not fit; {name} {list(own[name].shape)} is {found}. {advice}")
+    if strange := [name for name, value in given.items() if not value.is_floating_point()]:
+        raise ConfigError(f"htcnn_weights: {path}: {strange[0]} is {given[strange[0]].dtype}: these are no weights. "
+                          f"{advice}")
+    if broken := not_finite(given.items()):
+        raise ConfigError(f"htcnn_weights: {path}: {broken} is not finite; these weights cannot be used. {advice}")
     vgg.load_state_dict({name: given[f"features.{name}"] for name in vgg.state_dict()})

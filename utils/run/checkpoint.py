@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ from torch import Tensor, nn
 from model.errors import CheckpointError
 from model.files import replacing
 from model.methods import Method
+from model.stored import leaves, not_finite, read_stored
 from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict
 from utils.run.records import misfit
 
 DIGEST = "digest"        # a checkpoint's entry
-SHARED = 16              # times that a checkpoint's bytes may be claimed: the rules' weights are the same at first
 RUN = {"config": dict[str, Any], "data": dict[str, str], "class_names": list[str], "bands": int, "device": str,
        "state": {"epoch": int, "seconds": float, "selected": {
            str: {"epoch": int, "source_val": dict, "shifted_source": dict, "discriminator": dict[str, Tensor]}}},
@@ -29,9 +27,6 @@ RUN = {"config": dict[str, Any], "data": dict[str, str], "class_names": list[str
        "streams": dict[str, Any]}       # as utils/run/records.py says it
 _KEPT = {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}        # of Adam, per parameter
 _GROUP = {"betas": tuple, "eps": float, "weight_decay": float}           # of Adam, beside the learning rate
-
-_DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
-            pickle.UnpicklingError)          # what torch.load raises on a file that is cut or something else
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -53,23 +48,9 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError if it is missing, damaged or of another kind, or would take far more memory than its size.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.")
-    _check_archive(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated, or hold more than tensors "
-                              f"({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a checkpoint: it holds no named values.")
-    try:
-        _check_size(path, content)
-        written = content.pop(DIGEST, None)
-        same = written is None or written == digest(content)
-    except RecursionError as error:
-        raise CheckpointError(f"{path} is not a checkpoint: its values lie in one another without end.") from error
+    content = read_stored(Path(path), "a checkpoint", CheckpointError)
+    written = content.pop(DIGEST, None)
+    same = written is None or written == digest(content)
     if not same:
         raise CheckpointError(f"{path} is damaged: its values are not those that were written. Put it back from a "
                               "copy.")
@@ -87,51 +68,13 @@ def load_run(path: Path) -> dict[str, Any]:
 def digest(content: Any) -> str:
     """SHA-256 of nested values: the tensors' types, shapes and bytes, the others as text."""
     found = hashlib.sha256()
-    for name, value in _leaves(content):
+    for name, value in leaves(content):
         if isinstance(value, Tensor):
             found.update(f"{name}:{value.dtype}{tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         else:
             found.update(f"{name}={value!r}".encode())
     return found.hexdigest()
-
-
-def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What is no mapping and no list in nested values, under its place."""
-    if isinstance(content, (dict, list, tuple)):
-        yield name, f"{type(content).__name__} {len(content)}"
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _leaves(value, f"{name}/{key!r}")
-    else:
-        yield name, content
-
-
-def _check_archive(path: Path) -> None:
-    """Raise CheckpointError if a ZIP file (torch.save writes one) has compressed or overlapping parts, which may unfold
-    to any size; torch.save stores them as they are."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return                                        # of an older torch, or damaged: torch.load says it
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint; it may be truncated ({error}).") from error
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or \
-            sum(part.file_size for part in parts) > path.stat().st_size:
-        raise CheckpointError(f"{path} is not a checkpoint: its parts are compressed, which torch.save does not do.")
-
-
-def _check_size(path: Path, content: Any) -> None:
-    """Raise CheckpointError if tensors are of a kind that is never written, or claim far more memory than the file has;
-    several may share one storage."""
-    claimed, most = 0, SHARED * path.stat().st_size
-    for number, (name, value) in enumerate(_leaves(content)):
-        if isinstance(value, Tensor):
-            if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-                raise CheckpointError(f"{path}: {name[1:]} is no plain tensor.")
-            claimed += value.numel() * value.element_size()
-        if claimed > most or number > most:
-            raise CheckpointError(f"{path} is not a checkpoint: it claims far more memory than its size.")
 
 
 def configuration(config: TrainConfig) -> dict[str, Any]:
@@ -167,7 +110,7 @@ def load_discriminator(discriminator: nn.Module, state: dict[str, Any], path: Pa
     """Put weights into a discriminator; CheckpointError names the first tensor that does not fit.  Those that a module
     calls `growing` may have any number of rows."""
     check_tensors(path, discriminator.state_dict(), state, "this discriminator", getattr(discriminator, "growing", ()))
-    if broken := _not_finite(state):
+    if broken := not_finite(state.items()):
         raise CheckpointError(f"{path}: {broken} is not finite; these weights cannot be applied.")
     discriminator.load_state_dict(state)
 
@@ -178,7 +121,7 @@ def load_training_state(method: Method, state: dict[str, Any], path: Path) -> No
     growing = [f"discriminator.{name}" for name in getattr(method.discriminator, "growing", ())]
     parameters = dict(method.named_parameters())
     check_tensors(path, method.state_dict(), state["networks"], "this method", growing)
-    if broken := _not_finite({name: value for name, value in state["networks"].items() if name in parameters}):
+    if broken := not_finite((name, value) for name, value in state["networks"].items() if name in parameters):
         raise CheckpointError(f"{path}: {broken} is not finite; the run cannot go on from it.")
     for name, gradient in state["gradients"].items():
         own = parameters.get(name)
@@ -208,11 +151,6 @@ def check_tensors(path: Path, ours: dict[str, Tensor], state: dict[str, Any], wh
         if value.dim() != ours[name].dim() or value.shape[fixed:] != ours[name].shape[fixed:]:
             raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, this configuration needs "
                                   f"{tuple(ours[name].shape)}. Was it trained with other bands, patch size or width?")
-
-
-def _not_finite(state: dict[str, Tensor]) -> str | None:
-    """The first of some tensors that holds NaN or an infinite value; None if there is none."""
-    return next((name for name, value in state.items() if not value.isfinite().all()), None)
 
 
 def _fits(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import zipfile
 
 import pytest
 import torch
@@ -44,12 +45,27 @@ def test_htcnn_starts_from_a_state_dict_with_torchvisions_names(tmp_path):
     ({"features.0.weight": torch.zeros(64, 3, 3, 3)}, r"13 of 14 .*features\.0\.bias \[64\] is missing"),
     (torchvision_state() | {"features.5.weight": torch.zeros(128, 64)}, r"1 of 14 .*\[128, 64\]"),
     (torchvision_state() | {"features.5.weight": "none"}, r"features\.5\.weight .*missing"),
-    (torch.zeros(3), "14 of 14"), (settings(), "more than tensors"), (b"no state dict at all", "cannot be read")])
+    (torchvision_state() | {"features.7.bias": torch.full((128,), math.nan)}, r"features\.7\.bias is not finite"),
+    (torchvision_state() | {"features.7.bias": torch.full((128,), -math.inf)}, r"features\.7\.bias is not finite"),
+    (torchvision_state() | {"features.7.bias": torch.ones(128, dtype=torch.int64)}, r"7\.bias is torch\.int64"),
+    (torchvision_state() | {"features.7.bias": torch.zeros(128).to_sparse()}, r"7\.bias' is no plain tensor"),
+    ({name: torch.zeros(1).expand(value.shape) for name, value in torchvision_state().items()}, "far more memory"),
+    (torch.zeros(3), "no named values"), (settings(), "more than tensors"), (b"no state dict at all", "cannot be read")])
 def test_htcnn_refuses_other_files(content, named, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ConfigError, match=f"(?s)weights.pth .*{named}.*leave htcnn_weights out"):
+    with pytest.raises(ConfigError, match=f"(?s)weights.pth.*{named}.*leave htcnn_weights out"):
         build(method="htcnn", htcnn_weights=str(path)).begin_run()
+
+
+def test_htcnn_refuses_weights_that_unfold(tmp_path):
+    torch.save(torchvision_state(), tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "weights.pth", "w",
+                                                                           zipfile.ZIP_DEFLATED) as packed:
+        for part in plain.infolist():
+            packed.writestr(part.filename, bytes(part.file_size))
+    with pytest.raises(ConfigError, match="weights.pth .*its parts are compressed.*leave htcnn_weights out"):
+        build(method="htcnn", htcnn_weights=str(tmp_path / "weights.pth")).begin_run()
 
 
 def test_htcnn_names_a_missing_file(tmp_path):
