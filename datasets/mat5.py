@@ -19,6 +19,7 @@ LONGEST = 1024                          # bytes of a shape or name; MATLAB's nam
 PACKED = 15                             # an element's kind
 NUMBER_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}       # by an element's kind
 COMPLEX = 0x0800                        # among the flags
+CLASSES = range(6, 16)                  # of arrays of numbers, the flags' last byte
 
 
 def check_heads(path: Path) -> None:
@@ -36,9 +37,10 @@ def check_numbers(path: Path, key: str) -> None:
         if len(parts) < 4 or parts[2][2].decode("latin1") != key:
             continue
         (_, _, flags), (shape_kind, _, shape), _, (kind, size, _) = parts[:4]
-        if struct.unpack_from(order + "I", flags)[0] & COMPLEX:
+        about = struct.unpack_from(order + "I", flags)[0]
+        if about & COMPLEX:
             raise ValueError(f"'{key}' holds complex numbers, expected real numbers")
-        if shape_kind not in (5, 6) or kind not in NUMBER_BYTES:
+        if about & 0xff not in CLASSES or shape_kind not in (5, 6) or kind not in NUMBER_BYTES:
             raise ValueError(f"'{key}' holds numbers of an unknown kind")
         count = math.prod(struct.unpack(f"{order}{len(shape) // 4}i", shape))
         if size != count * NUMBER_BYTES[kind]:

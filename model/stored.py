@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from model.errors import UserError, shortened
 from model.plain import is_file
 
 SHARED = 16              # times that a file's bytes may be claimed: of a checkpoint, the rules' weights are one at first
-_DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
-            pickle.UnpicklingError)          # what torch.load raises on a file that is cut or something else
+_DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError, OverflowError,
+            AssertionError, MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
+#           what torch.load raises on a file that is cut or something else
 
 
 def read_stored(path: Path, kind: str, error: type[UserError]) -> dict[str, Any]:
@@ -65,11 +67,8 @@ def _check_archive(path: Path) -> None:
     size; torch.save stores them as they are."""
     if not zipfile.is_zipfile(path):
         return                                            # of an older torch, or damaged: torch.load says it
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(str(error)) from error
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or \
             sum(part.file_size for part in parts) > path.stat().st_size:
         raise ValueError("its parts are compressed, which torch.save does not do")

@@ -282,3 +282,14 @@ def test_numbers_of_an_unknown_kind_are_refused(tmp_path):
         (tmp_path / "a.mat").write_bytes(content.replace(struct.pack("<II", 9, 64), struct.pack("<II", kind, 64)))
         with pytest.raises(SceneFormatError, match="numbers of an unknown kind"):
             read_mat(tmp_path / "a.mat", "x")
+
+
+def test_numbers_of_an_unknown_class_are_refused(tmp_path):
+    """Flagged as truth values, they pass for these; scipy's reader has no case for them."""
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.ones((2, 2, 2))})
+    content = (tmp_path / "a.mat").read_bytes()
+    for kind in (0, 19, 104):
+        (tmp_path / "a.mat").write_bytes(content.replace(struct.pack("<III", 6, 8, 6),
+                                                         struct.pack("<III", 6, 8, 0x0200 + kind)))
+        with pytest.raises(SceneFormatError, match="'x' holds numbers of an unknown kind"):
+            read_mat(tmp_path / "a.mat", "x")

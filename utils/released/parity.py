@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +12,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import UserError, shortened
 from model.losses import mutual_information
 from model.methods import Task
+from model.mmirn import MIN_PATCH
+from model.plain import read_json
 from model.s2amsnet import S2AMSnet
 from model.seeding import Streams
 from model.settings import Settings, resolve_switches
 from utils.released.weights import released_discriminator_name, released_generator_name
+from utils.run.records import misfit
 
 CONFIG_KEYS = ("n_bands", "generator_channels", "discriminator_channels", "patch_size", "batch", "classes", "lr",
                "temperature", "layers", "mmirn_filters")
+SIZE_KEYS = ("n_bands", "generator_channels", "discriminator_channels", "patch_size", "batch", "classes", "mmirn_filters")
 LIMIT_KEYS = ("forward", "first_losses", "later_losses", "gradients", "final_logits", "final_generator",
               "final_discriminator", "final_mmirn")
 LOSS_KEYS = ("loss_min", "loss_max", "mi", "consistency_min", "consistency_max", "ce")
 NETWORKS = ("generator", "discriminator", "mmirn")
+WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _RELEASED_NAME = {"generator": released_generator_name, "discriminator": released_discriminator_name,
                   "mmirn": lambda name: name}
 
@@ -58,21 +64,20 @@ class Recording:
         for part in (path, path.with_suffix(".json")):
             if not part.is_file():
                 raise ParityFileError(f"{part} does not exist. A recording is NAME.safetensors with NAME.json beside it.")
+        description = read_json(path.with_suffix(".json"), ParityFileError)
         try:
             self.tensors = load_file(path)
-            description = json.loads(path.with_suffix(".json").read_text())
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ParityFileError(f"{path} or its .json cannot be read: {error}") from error
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
+            raise ParityFileError(f"{path} cannot be read: {shortened(' '.join(str(error).split()), 300)}.") from error
         self.config = self._section(description, "config", CONFIG_KEYS)
         self.limits = self._section(description, "limits", LIMIT_KEYS)
-        if not isinstance(self.config["layers"], list) or not self.config["layers"]:
-            raise ParityFileError(f"{path.with_suffix('.json')}: config.layers must be a list of layers.")
+        self._check_config()
         self.losses = description.get("losses") or []
         if not isinstance(self.losses, list) or not self.losses:
             raise ParityFileError(f"{path.with_suffix('.json')} lacks losses: it records no training step.")
         for i, entry in enumerate(self.losses):
             self._section({f"losses[{i}]": entry}, f"losses[{i}]", LOSS_KEYS)
-            if not isinstance(entry["ce"], list) or len(entry["ce"]) != 4:
+            if misfit(entry["ce"], list[float], "ce") or len(entry["ce"]) != 4:
                 raise ParityFileError(f"{path.with_suffix('.json')}: losses[{i}].ce must hold four values.")
         beyond = {name.split("/")[1] for name in self.tensors if name.startswith("loop/")} - \
             {str(i) for i in range(len(self.losses))}
@@ -84,15 +89,33 @@ class Recording:
         for key in keys:
             if not isinstance(section, dict) or key not in section:
                 raise ParityFileError(f"{self.path.with_suffix('.json')} lacks {name}.{key}.")
-            if key not in ("layers", "ce") and not isinstance(section[key], (int, float)):
+            if key not in ("layers", "ce") and misfit(section[key], float, key):
                 raise ParityFileError(f"{self.path.with_suffix('.json')}: {name}.{key} must be a number.")
         return section
+
+    def _check_config(self) -> None:
+        """Raise ParityFileError for settings that no recording has; a size is a side of some recorded tensor."""
+        largest = max((side for value in self.tensors.values() for side in value.shape), default=0)
+        for key in SIZE_KEYS:
+            if misfit(self.config[key], int, key) or not 1 <= self.config[key] <= largest:
+                raise ParityFileError(f"{self.path.with_suffix('.json')}: config.{key} must be a whole number from 1 to "
+                                      f"{largest}, the largest side of a recorded tensor.")
+        if self.config["patch_size"] < MIN_PATCH or self.config["patch_size"] % 2 == 0:
+            raise ParityFileError(f"{self.path.with_suffix('.json')}: config.patch_size must be odd and at least "
+                                  f"{MIN_PATCH}.")
+        for key in ("lr", "temperature"):
+            if not 0 < self.config[key] < math.inf:
+                raise ParityFileError(f"{self.path.with_suffix('.json')}: config.{key} must be above 0 and finite.")
+        if misfit(self.config["layers"], list[int], "layers") or not self.config["layers"]:
+            raise ParityFileError(f"{self.path.with_suffix('.json')}: config.layers must be a list of layers.")
 
     def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A recorded tensor, its shape checked (-1: any size); whole numbers as int64, λ as float64, others float32."""
         if name not in self.tensors:
             raise ParityFileError(f"{self.path} lacks {name}.")
         value = self.tensors[name]
+        if value.dtype not in (WHOLE if name.endswith(("/y", ".num_batches_tracked")) else FLOATS):
+            raise ParityFileError(f"{self.path}: {name} holds {value.dtype}, which no such quantity is.")
         if shape is not None and (value.dim() != len(shape) or any(want not in (-1, have) for want, have in
                                                                    zip(shape, value.shape))):
             raise ParityFileError(f"{self.path}: {name} has shape {tuple(value.shape)}, its config says {tuple(shape)}.")
@@ -146,6 +169,8 @@ def compared(name: str, value: Tensor, network: str, layers: list[int]) -> Tenso
 def replay(path: Path) -> Iterator[Line]:
     """Replay a recording with recipe `released` on the CPU in float32, one thread; yields a line per quantity."""
     recording = Recording(Path(path))
+    with torch.device("meta"):                  # takes no memory: the sizes in the config are not yet those of the tensors
+        _initial(recording, _unloaded(recording))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -158,16 +183,26 @@ def replay(path: Path) -> Iterator[Line]:
 
 def build(recording: Recording, *ablate: str) -> S2AMSnet:
     """S²AMSnet with the sizes and the initial weights of a recording; `ablate` names parts to leave out."""
+    method = _unloaded(recording, *ablate)
+    for network, state in _initial(recording, method).items():
+        module = networks(method)[network]
+        module.load_state_dict(module.state_dict() | state)
+    return method.train()
+
+
+def _initial(recording: Recording, method: S2AMSnet) -> dict[str, dict[str, Tensor]]:
+    """The initial weights of a method's networks."""
+    return {network: recording.network(f"init/{network}", network, module, "state")
+            for network, module in networks(method).items()}
+
+
+def _unloaded(recording: Recording, *ablate: str) -> S2AMSnet:
     c = recording.config
     settings = Settings(recipe="released", ablate=list(ablate), lr=c["lr"], temp=c["temperature"],
                         pro_dim=c["discriminator_channels"], GIN_ch=c["generator_channels"],
                         mmirn_filters=c["mmirn_filters"], contrast_layers=list(c["layers"]), backend="reference")
     resolve_switches(settings)
-    method = S2AMSnet(Task(c["n_bands"], c["classes"], c["patch_size"]), settings, Streams(0, torch.device("cpu")))
-    for network, module in networks(method).items():
-        state = recording.network(f"init/{network}", network, module, "state")
-        module.load_state_dict(module.state_dict() | state)
-    return method.train()
+    return S2AMSnet(Task(c["n_bands"], c["classes"], c["patch_size"]), settings, Streams(0, torch.device("cpu")))
 
 
 def networks(method: S2AMSnet) -> dict[str, torch.nn.Module]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import main
@@ -106,6 +107,32 @@ def test_a_missing_quantity_is_named(copy, name):
 def test_a_description_of_another_form_is_named(copy, change):
     with pytest.raises(ParityFileError, match="lacks|must"):
         list(replay(copy(change_text=change)))
+
+
+@pytest.mark.parametrize("key, value", [
+    ("n_bands", 10 ** 9), ("n_bands", 6.5), ("n_bands", True), ("classes", 0), ("patch_size", 4), ("patch_size", 3),
+    ("lr", -1), ("lr", float("nan")), ("temperature", 0), ("layers", ["a"]), ("layers", [0, {}]), ("n_bands", 72),
+    ("discriminator_channels", 72)])
+def test_sizes_that_no_tensor_has_are_refused_before_a_network_is_built(copy, key, value):
+    """A description of 1 kB would take a terabyte."""
+    with pytest.raises(ParityFileError, match=f"config.{key} must be|has shape"):
+        next(replay(copy(change_text=lambda text: text["config"].update({key: value}))))
+
+
+@pytest.mark.parametrize("name, kind", [("forward/y", torch.float32), ("forward/x", torch.int64),
+                                        ("forward/x", torch.complex64), ("init/mmirn/model.1.weight", torch.bool)])
+def test_a_tensor_of_another_kind_is_named(copy, name, kind):
+    path = copy(lambda tensors: tensors.update({name: tensors[name].to(kind)}))
+    with pytest.raises(ParityFileError, match=f"{name} holds {kind}"):
+        next(replay(path))
+
+
+def test_a_description_that_is_no_text_is_named(copy):
+    path = copy()
+    for content in (b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"):
+        path.with_suffix(".json").write_bytes(content)
+        with pytest.raises(ParityFileError, match="copy.json is not a valid JSON"):
+            Recording(path)
 
 
 def test_other_number_types_and_another_number_of_last_patches_are_taken(copy):

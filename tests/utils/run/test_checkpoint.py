@@ -116,3 +116,19 @@ def test_what_unfolds_beyond_its_size_is_refused(tmp_path):
     for path in (plain, packed, tmp_path / "endless.pt", tmp_path / "sparse.pt"):
         with pytest.raises(CheckpointError, match=path.name):
             checkpoint.load(path)
+
+
+def test_damage_that_torch_does_not_foresee_is_named(tmp_path):
+    """A ZIP file of many disks; a file of an older torch, cut anywhere."""
+    path = tmp_path / "a.pt"
+    torch.save({"x": torch.zeros(2)}, path)
+    of_disks = path.read_bytes()
+    of_disks = of_disks.replace(b"PK\x06\x07" + bytes(4), b"PK\x06\x07\x01" + bytes(3))
+    torch.save({"x": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    legacy = path.read_bytes()
+    assert of_disks.count(b"PK\x06\x07\x01") == 1
+    for content in (of_disks, *(legacy[:place] for place in range(1, len(legacy) - 1))):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"a\.pt cannot be read as a checkpoint") as error:
+            checkpoint.load(path)
+        assert "\n" not in str(error.value)
