@@ -44,7 +44,11 @@ def read_yaml(path: Path, error: type[UserError] = ConfigError) -> Any:
 
     Raises `error` if the file is missing, too large, no valid YAML, or holds other kinds of values.
     """
-    text = _text(path, LARGEST_YAML, error)
+    return plain_yaml(_text(path, LARGEST_YAML, error), path, error)
+
+
+def plain_yaml(text: str, where: object, error: type[UserError] = ConfigError) -> Any:
+    """What YAML text says, as plain values.  Raises `error`, which names `where`, as `read_yaml`."""
     try:
         _check_size(text)
         loader = _Loader(text)
@@ -58,7 +62,7 @@ def read_yaml(path: Path, error: type[UserError] = ConfigError) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError, LookupError) as reason:
-        raise error(f"{path} is not a valid YAML text file: {_one_line(reason)}") from reason
+        raise error(f"{where} is not valid YAML text: {_one_line(reason)}") from reason
 
 
 def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
@@ -100,6 +104,19 @@ def check_form(values: dict[str, Any], kind: type) -> None:
             _check_nested(value, nested, name)
         elif _holds_dictionary(value) or nested is not None and not _fits_beside(value, hints[name]):
             raise ConfigError(f"{name} must be {_in_words(hints[name], nested)}, not {shortened(value)}.")
+
+
+def check_words(words: Iterable[str], kind: type) -> None:
+    """Raises ConfigError if command-line words give a field of dataclass `kind`, that is one itself, anything but its
+    own fields (as {NAME: VALUE} or in a file): a parser would import what is named there."""
+    nested = {name for name, hint in _hints(kind).items() if _inner(hint) is not None}
+    flag = ""
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else (flag, "=", word)
+        flag = word
+        if equals and (name := name.removeprefix("--").removesuffix("+")) in nested:
+            content = read_yaml(Path(value)) if is_file(value) else plain_yaml(value, f"--{name}")
+            check_form({name: content}, kind)
 
 
 @cache                                              # tables read thousands of settings

@@ -19,6 +19,7 @@ from model.plain import LARGEST_YAML, read_json, read_yaml
 from utils.bench.bench import BenchConfig
 from utils.commands.apply import Choice, predict
 from utils.commands.checks import bench
+from utils.commands.registry import COMMANDS
 from utils.run.config import TrainConfig, parse_train, read_config
 from utils.run.folder import RunFolder
 from utils.run.planned import planned
@@ -113,6 +114,40 @@ def test_no_field_of_a_plan_or_of_published_numbers_imports(tmp_path, canary, na
                 read()
             except UserError:
                 continue
+
+
+WORDS = (f"{CANARY}.Thing", CANARY, f"[{CANARY}.Thing]", f"{{class_path: {CANARY}.Thing}}",
+         f'{{"class_path": "{CANARY}.Thing", "init_args": {{}}}}', f"{{severity: {CANARY}.Thing}}", "FILE")
+
+
+@pytest.mark.slow_but(*COMMANDS.keys() - {"train"})
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_flag_of_a_command_imports(tmp_path, canary, command):
+    """Every flag, with and without what jsonargparse appends to flags, and with a file that holds the name."""
+    (tmp_path / "file.yaml").write_text(f"class_path: {CANARY}.Thing\n")
+    parser, refused = COMMANDS[command].parser(), 0
+    read = parse_train if command == "train" else lambda words: parser.instantiate(parser.parse_args(words))
+    for flag in set(parser.flags()) - {"--help", "--print_config"}:
+        for value in WORDS:
+            value = value.replace("FILE", str(tmp_path / "file.yaml"))
+            for words in ([f"{flag}={value}"], [flag, value], [f"{flag}.class_path={value}"]):
+                try:
+                    read(words)
+                except UserError:
+                    refused += 1
+                assert CANARY not in sys.modules, words
+    assert refused or command == "parity"
+
+
+@pytest.mark.parametrize("value", [f"{CANARY}.Thing", "null", "5", "[1]", "x", "a.b", "{severity: {a: 1}}", "{seed: [1]}", "{a: 1}",
+                                   "{severity: !!python/name:os.x ''}", "{severity: &a [*a]}", "none.yaml"])
+def test_settings_in_settings_have_their_form_on_the_command_line_too(tmp_path, canary, value):
+    for words in ([f"--simulation={value}"], ["--simulation", value]):
+        with pytest.raises(ConfigError, match="simulation"):
+            parse_train(words)
+    (tmp_path / "own.yaml").write_text("severity: 2e0\n")
+    for value in (str(tmp_path / "own.yaml"), "{severity: 2}", '{"severity": 2.0}'):
+        assert parse_train(["--simulation", value]).simulation.severity == 2
 
 
 def test_a_config_key_shows_no_other_file(tmp_path):

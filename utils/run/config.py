@@ -15,7 +15,7 @@ import yaml
 from model.errors import CheckpointError, ConfigError, RunFolderError
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
-from model.plain import check_form, is_file, read_settings
+from model.plain import check_form, check_words, is_file, read_settings
 from model.settings import Settings, Switches, recipe_switches, resolve_switches
 from utils.run.flags import Parser, TrainHelp, split_files, tidy, without_ignored
 from utils.run.records import REMEDY, misfit, shape_of
@@ -198,6 +198,7 @@ def _layered(paths: Iterable[str | Path]) -> dict[str, Any]:
 
 def _given(words: list[str]) -> dict[str, Any]:
     """The settings that command-line words set, and no others."""
+    check_words(words, TrainConfig)
     given = train_parser().parse_args(words, defaults=False).as_dict()
     given.pop("config", None)
     return given
