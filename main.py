@@ -35,6 +35,7 @@ from utils.run.selection import select
 from utils.run.tensorboard import Curves
 from utils.run.training import Progress, Training, restore, save, watched
 from utils.run.validators import validate
+from utils.text import UNSEEN
 
 log = logging.getLogger("main")
 
@@ -182,8 +183,10 @@ def run_command(argv: list[str]) -> int:
 
 
 def in_one_line(error: UserError) -> str:
-    """What the terminal shows of an error: its type and its words, of at most LONGEST_ERROR letters."""
-    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_ERROR)
+    """What the terminal shows of an error: its type and its words, of at most LONGEST_ERROR letters; a sign that the
+    terminal would obey is replaced."""
+    told = shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_ERROR)
+    return "".join(sign if sign.isprintable() else UNSEEN for sign in told)
 
 
 if __name__ == "__main__":

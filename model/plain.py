@@ -99,6 +99,8 @@ def check_form(values: dict[str, Any], kind: type) -> None:
         name = before if dot else before.removesuffix("+")
         if name not in hints:
             raise ConfigError(f"{shortened(key)} is not known.{nearest(key, hints)}")
+        if value is None and not dot and not _may_be_null(hints[name]):
+            raise ConfigError(f"{name} must not be null. Leave it out for its default.")
         nested, value = _inner(hints[name]), {part: value} if dot else value
         if nested is not None and isinstance(value, dict):
             _check_nested(value, nested, name)
@@ -125,10 +127,12 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _check_nested(values: dict[str, Any], kind: type, name: str) -> None:
-    names = [entry.name for entry in fields(kind)]
+    hints = _hints(kind)
     for part, value in values.items():
-        if part not in names:
-            raise ConfigError(f"{shortened(part)} is not known in {name}.{nearest(part, names)}")
+        if part not in hints:
+            raise ConfigError(f"{shortened(part)} is not known in {name}.{nearest(part, hints)}")
+        if value is None and not _may_be_null(hints[part]):
+            raise ConfigError(f"{name}: {part} must not be null. Leave it out for its default.")
         if isinstance(value, (dict, list)):
             raise ConfigError(f"{name}: {part} must be a single value, not {shortened(value)}.")
 
@@ -136,6 +140,10 @@ def _check_nested(values: dict[str, Any], kind: type, name: str) -> None:
 def _inner(hint: Any) -> type | None:
     """The dataclass that a field is, or may be."""
     return next((one for one in (hint, *typing.get_args(hint)) if is_dataclass(one)), None)
+
+
+def _may_be_null(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _fits_beside(value: Any, hint: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.errors import UserError, shortened
 from model.plain import is_file
 
-SHARED = 16              # times that a file's bytes may be claimed: of a checkpoint, the rules' weights are one at first
+SHARED = 16              # times that a file's bytes may be claimed: a checkpoint's rules select the same weights at first
 _DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError, OverflowError,
             AssertionError, MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
 #           what torch.load raises on a file that is cut or something else
@@ -63,8 +63,8 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise ValueError if a ZIP file (torch.save writes one) has compressed or overlapping parts, which may unfold to any
-    size; torch.save stores them as they are."""
+    """Raise ValueError if a ZIP file (torch.save writes one) has compressed or overlapping parts, which may unfold to
+    any size; torch.save stores them as they are."""
     if not zipfile.is_zipfile(path):
         return                                            # of an older torch, or damaged: torch.load says it
     with zipfile.ZipFile(path) as archive:

@@ -139,8 +139,8 @@ def test_no_flag_of_a_command_imports(tmp_path, canary, command):
     assert refused or command == "parity"
 
 
-@pytest.mark.parametrize("value", [f"{CANARY}.Thing", "null", "5", "[1]", "x", "a.b", "{severity: {a: 1}}", "{seed: [1]}", "{a: 1}",
-                                   "{severity: !!python/name:os.x ''}", "{severity: &a [*a]}", "none.yaml"])
+@pytest.mark.parametrize("value", [f"{CANARY}.Thing", "null", "5", "[1]", "x", "a.b", "{severity: {a: 1}}", "{a: 1}",
+                                   "{seed: [1]}", "{severity: !!python/name:os.x ''}", "{severity: &a [*a]}", "none.yaml"])
 def test_settings_in_settings_have_their_form_on_the_command_line_too(tmp_path, canary, value):
     for words in ([f"--simulation={value}"], ["--simulation", value]):
         with pytest.raises(ConfigError, match="simulation"):
@@ -156,6 +156,15 @@ def test_a_config_key_shows_no_other_file(tmp_path):
     with pytest.raises(ConfigError, match="config is not known") as error:
         read_config(tmp_path / "a.yaml")
     assert "the secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["GIN_ch:", "ablate: null", "simulation: {seed: null}", "source_name: ~"])
+def test_null_stands_only_where_it_means_something(tmp_path, text):
+    path = write(tmp_path / "a.yaml", text)
+    for read in (read_config, lambda path: parse_train(["--config", str(path)])):
+        with pytest.raises(ConfigError, match=r"a\.yaml: .*must not be null\. Leave it out"):
+            read(path)
+    assert read_config(write(path, "target_name: null\npatience: null\ngenerators: null")).target_name is None
 
 
 def test_numbers_and_words_keep_their_meaning(tmp_path):

@@ -25,7 +25,8 @@ from utils.run.records import misfit
 
 CONFIG_KEYS = ("n_bands", "generator_channels", "discriminator_channels", "patch_size", "batch", "classes", "lr",
                "temperature", "layers", "mmirn_filters")
-SIZE_KEYS = ("n_bands", "generator_channels", "discriminator_channels", "patch_size", "batch", "classes", "mmirn_filters")
+SIZE_KEYS = ("n_bands", "generator_channels", "discriminator_channels", "patch_size", "batch", "classes",
+             "mmirn_filters")
 LIMIT_KEYS = ("forward", "first_losses", "later_losses", "gradients", "final_logits", "final_generator",
               "final_discriminator", "final_mmirn")
 LOSS_KEYS = ("loss_min", "loss_max", "mi", "consistency_min", "consistency_max", "ce")
@@ -98,8 +99,8 @@ class Recording:
         largest = max((side for value in self.tensors.values() for side in value.shape), default=0)
         for key in SIZE_KEYS:
             if misfit(self.config[key], int, key) or not 1 <= self.config[key] <= largest:
-                raise ParityFileError(f"{self.path.with_suffix('.json')}: config.{key} must be a whole number from 1 to "
-                                      f"{largest}, the largest side of a recorded tensor.")
+                raise ParityFileError(f"{self.path.with_suffix('.json')}: config.{key} must be a whole number from 1 "
+                                      f"to {largest}, the largest side of a recorded tensor.")
         if self.config["patch_size"] < MIN_PATCH or self.config["patch_size"] % 2 == 0:
             raise ParityFileError(f"{self.path.with_suffix('.json')}: config.patch_size must be odd and at least "
                                   f"{MIN_PATCH}.")
@@ -169,7 +170,7 @@ def compared(name: str, value: Tensor, network: str, layers: list[int]) -> Tenso
 def replay(path: Path) -> Iterator[Line]:
     """Replay a recording with recipe `released` on the CPU in float32, one thread; yields a line per quantity."""
     recording = Recording(Path(path))
-    with torch.device("meta"):                  # takes no memory: the sizes in the config are not yet those of the tensors
+    with torch.device("meta"):                  # takes no memory: nothing yet says that the config's sizes are the tensors'
         _initial(recording, _unloaded(recording))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

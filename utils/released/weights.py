@@ -15,6 +15,7 @@ from model.methods import Task
 from utils.run import checkpoint
 from utils.run.records import misfit
 
+LARGEST = 1_000_000                     # side of a tensor
 KEY = "Discriminator"                   # its best.pth is {'Discriminator': state_dict}
 
 _STAGE = {"spectral.involution.": "Spectral_Weight_{}.f_inv_12.", "spectral.conv.": "Spectral_Weight_{}.f_inv_11.",
@@ -70,15 +71,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Task, int]:
         raise CheckpointError(f"{path}: its '{KEY}' lacks {error}.") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: the tensors of its '{KEY}' have other shapes than the released code's.") from error
-    if min(width, bands, inputs, classes) < 1:
-        raise CheckpointError(f"{path}: '{KEY}' holds empty tensors.")
+    if not 1 <= min(width, bands, inputs, classes) <= max(width, bands, inputs, classes) <= LARGEST:
+        raise CheckpointError(f"{path}: '{KEY}' holds tensors that are empty, or have a side above {LARGEST:,}.")
     patch_size = 2 * math.isqrt(inputs // width) + 1
-    ours = {released_discriminator_name(name): name for name in _our_names(bands, classes, patch_size, width)}
+    with torch.device("meta"):                  # takes no memory: the sizes are those of single tensors yet
+        like = Discriminator(bands, classes, patch_size, width).state_dict()
+    ours = {released_discriminator_name(name): name for name in like}
     if extra := sorted(theirs.keys() - ours.keys()):
         raise CheckpointError(f"{path}: '{KEY}' holds {extra[0]}, which this discriminator does not have.")
-    return {ours[name]: value for name, value in theirs.items()}, Task(bands, classes, patch_size), width
-
-
-def _our_names(bands: int, classes: int, patch_size: int, width: int) -> list[str]:
-    with torch.device("meta"):
-        return list(Discriminator(bands, classes, patch_size, width).state_dict())
+    found = {ours[name]: value for name, value in theirs.items()}
+    checkpoint.check_tensors(path, like, found, "this discriminator")
+    return found, Task(bands, classes, patch_size), width

@@ -69,6 +69,10 @@ def test_selected_weights_that_are_not_ours_are_refused_by_evaluate(trained, cap
     lambda best: {"Discriminator": best | {"cls_head_src.bias": best["cls_head_src.bias"].long()}},
     lambda best: {"Discriminator": best | {"cls_head_src.weight": torch.zeros(())}},
     lambda best: {"Discriminator": best | {"fc1.weight": torch.zeros(0, 0)}},
+    lambda best: {"Discriminator": best | {"fc1.weight": torch.zeros(1, 10 ** 6)}},
+    lambda best: {"Discriminator": best | {"fc1.weight": torch.zeros(1, 10 ** 6), "Spectral_Weight_1.f_inv_11.weight":
+                                           torch.zeros(10 ** 6, 1, 1, 1)}},
+    lambda best: {"Discriminator": best | {"Spectral_Weight_1.f_inv_11.weight": torch.zeros(10 ** 6 + 1, 1, 1, 1)}},
     lambda best: {"Discriminator": best | {"fc1.weight": 5}},
     lambda best: {"Discriminator": best | {"foreign": torch.zeros(1)}}])
 def test_a_best_pth_that_is_not_the_released_codes_is_refused(trained, shared_pair, capsys, hostile):
