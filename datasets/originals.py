@@ -6,9 +6,12 @@ SHA256SUMS beside it (`sha256sum -c` reads it) and holds from then on.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import secrets
 import shutil
+import stat
 import time
 import zipfile
 import zlib
@@ -24,7 +27,7 @@ from tqdm import tqdm
 
 from datasets.errors import DownloadError, SceneFormatError, SceneNotFoundError
 from datasets.readers import sha256
-from model.files import replacing
+from model.files import PART, replacing
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +77,15 @@ class Found:
 
 
 class ResumingDownloader:
-    """A pooch downloader that keeps what arrived in a `.part` file and asks the server for the rest only.
+    """A pooch downloader that keeps what arrived beside `path` (`part_of`) and asks the server for the rest only.
 
     Where the server states an ETag or a date, the rest is taken only if the file there is still the same (If-Range);
     a server that sends the whole file instead makes the download start again.
     """
 
-    def __init__(self, part: Path, progress: bool):
-        self.part = part
-        self.progress = progress
-        self.validator = part.with_name(part.name + ".etag")
-        for path in (self.part, self.validator):
-            if path.is_symlink():                       # what is written here stays here
-                path.unlink()
+    def __init__(self, path: Path, progress: bool):
+        self.path, self.part, self.progress = path, part_of(path), progress
+        self.validator = self.part.with_name(self.part.name + ".etag")
 
     def __call__(self, url: str, output_file: str, _pooch: pooch.Pooch | None) -> None:
         failures = 0
@@ -100,7 +99,7 @@ class ResumingDownloader:
                 if failures >= ATTEMPTS or not _may_pass(error):
                     raise DownloadError(
                         f"{url} cannot be fetched ({_reason(error)}). Run the same command later (it continues at byte "
-                        f"{self._arrived()}), or get the file another way, put it at {self.part.with_suffix('')} and "
+                        f"{self._arrived()}), or get the file another way, put it at {self.path} and "
                         "run the command again; with --from DIR it reads originals from any folder.") from error
                 log.warning("%s: %s; trying again", url, _reason(error))
                 time.sleep(RETRY_WAIT_S * failures)
@@ -116,8 +115,8 @@ class ResumingDownloader:
         headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}     # identity: byte counts mean the file's
         if offset:
             headers["Range"] = f"bytes={offset}-"
-            if self.validator.exists():
-                headers["If-Range"] = self.validator.read_text()
+            if is_own(self.validator):
+                headers["If-Range"] = self.validator.read_text(encoding="latin1")
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
             if (response.status_code == requests.codes.requested_range_not_satisfiable
                     and response.headers.get("Content-Range") == f"bytes */{offset}"):
@@ -137,19 +136,37 @@ class ResumingDownloader:
         if state.startswith("W/"):                      # a weak one doesn't promise the same bytes (RFC 9110, 13.1.5)
             state = response.headers.get("Last-Modified")
         if state:
-            self.validator.write_text(state)
+            with replacing(self.validator) as file:
+                file.write(state.encode("latin1"))
         else:
             self.validator.unlink(missing_ok=True)
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
-        bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=self.part.stem,
+        bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=self.path.name,
                    disable=None if self.progress else True)                 # None: only on a terminal
-        with bar, open(self.part, "ab" if offset else "wb") as file:
+        if not offset:
+            self.part.unlink(missing_ok=True)           # a link, perhaps
+        with bar, open(self.part, "ab" if offset else "xb") as file:
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
         if total is not None and self._arrived() != total:                  # urllib3 1.x doesn't notice
             raise requests.ConnectionError(f"{self._arrived()} of {total} bytes arrived")
+
+
+def part_of(path: Path) -> Path:
+    """What a broken-off download of a file has left beside it; else a name for it that nobody can foresee."""
+    left = [part for part in path.parent.glob(f".*.{glob.escape(path.name)}{PART}") if is_own(part)]
+    return left[0] if left else path.with_name(f".{secrets.token_hex(8)}.{path.name}{PART}")
+
+
+def is_own(path: Path) -> bool:
+    """Whether a path is a regular file of this user, under this one name, and no link."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
 
 
 def _may_pass(error: requests.RequestException) -> bool:
@@ -180,7 +197,7 @@ def fetch(original: Original, folder: Path, progress: bool) -> Path:
     pooch.get_logger().setLevel(logging.WARNING)        # it would announce each digest; SHA256SUMS holds them
     try:
         pooch.retrieve(original.url, known_hash=expected, fname=original.file, path=folder,
-                       downloader=ResumingDownloader(path.with_name(path.name + ".part"), progress))
+                       downloader=ResumingDownloader(path, progress))
     except ValueError as error:                         # what pooch raises for a digest that differs
         raise DownloadError(f"{original.url} does not hold the file it held before: {original.file} should have the "
                             f"SHA-256 {expected}. Try again in case the transfer broke it; if the new one is right, "

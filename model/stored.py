@@ -15,7 +15,7 @@ from torch import Tensor
 from model.errors import UserError, shortened
 from model.plain import is_file
 
-SHARED = 16              # times that a file's bytes may be claimed: a checkpoint's rules select the same weights at first
+SHARED = 16              # times that a file's bytes may be claimed: rules select the same weights at first
 _DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError, OverflowError,
             AssertionError, MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
 #           what torch.load raises on a file that is cut or something else

@@ -1,13 +1,15 @@
 """Downloads against a local server: resumed, retried, compared with their digests."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
+import requests
 
 from datasets import originals
 from datasets.errors import DownloadError
-from datasets.originals import ATTEMPTS, CHUNK_BYTES, Original, fetch
+from datasets.originals import ATTEMPTS, CHUNK_BYTES, Original, fetch, part_of
 from local_server import running_server
 
 
@@ -50,17 +52,50 @@ def test_a_part_that_cannot_be_continued_is_fetched_anew(tmp_path, server, range
     """No ranges; another file by its ETag; a part longer than the file."""
     body = np.random.default_rng(2).bytes(30_000)
     server.files, server.ranges, server.etags = {"a.mat": body}, ranges, etags
-    (tmp_path / "a.mat.part").write_bytes(b"x" * (10_000 if etags else 40_000))
+    (tmp_path / ".0.a.mat.part").write_bytes(b"x" * (10_000 if etags else 40_000))
     if etags:
-        (tmp_path / "a.mat.part.etag").write_text('"of another file"')
+        (tmp_path / ".0.a.mat.part.etag").write_text('"of another file"')
     assert fetch(Original("a.mat", server.url("a.mat")), tmp_path, progress=False).read_bytes() == body
     assert [item.name for item in tmp_path.iterdir()] == ["a.mat"]
+
+
+def test_what_another_has_put_in_a_parts_place_is_neither_read_nor_written(tmp_path, server):
+    """Links under any name that a part, or what is kept beside it, has or had."""
+    server.files, precious = {"a.mat": b"abc"}, tmp_path / "precious"
+    precious.write_text("precious")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in ("a.mat.part", "a.mat.part.etag", ".0.a.mat.part", ".0.a.mat.part.etag"):
+        (folder / name).symlink_to(precious)
+    os.link(precious, folder / ".1.a.mat.part")
+    assert fetch(Original("a.mat", server.url("a.mat")), folder, progress=False).read_bytes() == b"abc"
+    assert precious.read_text() == "precious" and server.requests == [("a.mat", None)]
+
+
+def test_what_is_kept_beside_a_part_may_be_no_link(tmp_path, server):
+    """Its content goes to the server."""
+    server.files, precious = {"a.mat": b"abc"}, tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / ".0.a.mat.part").write_bytes(b"a")
+    (tmp_path / ".0.a.mat.part.etag").symlink_to(precious)
+    asked, plain = [], requests.get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "get", lambda url, **more: asked.append(more["headers"]) or plain(url, **more))
+        assert fetch(Original("a.mat", server.url("a.mat")), tmp_path, progress=False).read_bytes() == b"abc"
+    assert asked[0]["Range"] == "bytes=1-" and "If-Range" not in asked[0] and precious.read_text() == "precious"
+
+
+def test_a_part_has_a_name_that_nobody_can_foresee(tmp_path):
+    first, second = part_of(tmp_path / "a.mat"), part_of(tmp_path / "a.mat")
+    assert first != second and len(first.name) > len(".a.mat.part") + 15
+    first.touch()
+    assert part_of(tmp_path / "a.mat") == first and part_of(tmp_path / "b.mat") != first
 
 
 def test_a_part_that_is_complete_is_not_fetched_again(tmp_path, server):
     body = b"0123456789" * 100
     server.files = {"a.mat": body}
-    (tmp_path / "a.mat.part").write_bytes(body)
+    (tmp_path / ".0.a.mat.part").write_bytes(body)
     assert fetch(Original("a.mat", server.url("a.mat")), tmp_path, progress=False).read_bytes() == body
     assert server.requests == [("a.mat", f"bytes={len(body)}-")]
 

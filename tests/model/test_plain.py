@@ -139,8 +139,9 @@ def test_no_flag_of_a_command_imports(tmp_path, canary, command):
     assert refused or command == "parity"
 
 
-@pytest.mark.parametrize("value", [f"{CANARY}.Thing", "null", "5", "[1]", "x", "a.b", "{severity: {a: 1}}", "{a: 1}",
-                                   "{seed: [1]}", "{severity: !!python/name:os.x ''}", "{severity: &a [*a]}", "none.yaml"])
+@pytest.mark.parametrize("value", [f"{CANARY}.Thing", "null", "5", "[1]", "x", "a.b", "{severity: {a: 1}}",
+                                   "{seed: [1]}", "{a: 1}", "{severity: !!python/name:os.x ''}",
+                                   "{severity: &a [*a]}", "none.yaml"])
 def test_settings_in_settings_have_their_form_on_the_command_line_too(tmp_path, canary, value):
     for words in ([f"--simulation={value}"], ["--simulation", value]):
         with pytest.raises(ConfigError, match="simulation"):

@@ -99,14 +99,12 @@ class Recording:
         largest = max((side for value in self.tensors.values() for side in value.shape), default=0)
         for key in SIZE_KEYS:
             if misfit(self.config[key], int, key) or not 1 <= self.config[key] <= largest:
-                raise ParityFileError(f"{self.path.with_suffix('.json')}: config.{key} must be a whole number from 1 "
-                                      f"to {largest}, the largest side of a recorded tensor.")
+                raise ParityFileError(f"{self.path}: config.{key} must be a whole number from 1 to {largest}, the "
+                                      "largest side of a recorded tensor.")
         if self.config["patch_size"] < MIN_PATCH or self.config["patch_size"] % 2 == 0:
-            raise ParityFileError(f"{self.path.with_suffix('.json')}: config.patch_size must be odd and at least "
-                                  f"{MIN_PATCH}.")
-        for key in ("lr", "temperature"):
-            if not 0 < self.config[key] < math.inf:
-                raise ParityFileError(f"{self.path.with_suffix('.json')}: config.{key} must be above 0 and finite.")
+            raise ParityFileError(f"{self.path}: config.patch_size must be odd and at least {MIN_PATCH}.")
+        if not all(0 < self.config[key] < math.inf for key in ("lr", "temperature")):
+            raise ParityFileError(f"{self.path}: config.lr and config.temperature must be above 0 and finite.")
         if misfit(self.config["layers"], list[int], "layers") or not self.config["layers"]:
             raise ParityFileError(f"{self.path.with_suffix('.json')}: config.layers must be a list of layers.")
 
@@ -170,7 +168,7 @@ def compared(name: str, value: Tensor, network: str, layers: list[int]) -> Tenso
 def replay(path: Path) -> Iterator[Line]:
     """Replay a recording with recipe `released` on the CPU in float32, one thread; yields a line per quantity."""
     recording = Recording(Path(path))
-    with torch.device("meta"):                  # takes no memory: nothing yet says that the config's sizes are the tensors'
+    with torch.device("meta"):                  # takes no memory: the config's sizes need not be the tensors'
         _initial(recording, _unloaded(recording))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -192,7 +190,6 @@ def build(recording: Recording, *ablate: str) -> S2AMSnet:
 
 
 def _initial(recording: Recording, method: S2AMSnet) -> dict[str, dict[str, Tensor]]:
-    """The initial weights of a method's networks."""
     return {network: recording.network(f"init/{network}", network, module, "state")
             for network, module in networks(method).items()}
 

@@ -115,7 +115,7 @@ def test_a_description_of_another_form_is_named(copy, change):
     ("discriminator_channels", 72)])
 def test_sizes_that_no_tensor_has_are_refused_before_a_network_is_built(copy, key, value):
     """A description of 1 kB would take a terabyte."""
-    with pytest.raises(ParityFileError, match=f"config.{key} must be|has shape"):
+    with pytest.raises(ParityFileError, match=f"config.*{key}.* must be|has shape"):
         next(replay(copy(change_text=lambda text: text["config"].update({key: value}))))
 
 
