@@ -14,6 +14,7 @@ from datasets import formats, hdf5
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_mat, read_raster
 from datasets.writers import write_mat_v5, write_mat_v73
+from hostile_files import long_head, nested_cells, packed_chunk
 from raster_files import write_tif
 
 SECRET = np.full((2, 3, 4), 7, np.int16)
@@ -87,19 +88,6 @@ def test_an_hdf5_file_of_1_kb_that_declares_2_tb_is_refused(tmp_path):
             read_mat(tmp_path / "a.mat", key)
 
 
-def packed_chunk(path: Path, size: int, unfolded: int, more_filters=()) -> None:
-    """A v7.3 file with one deflated chunk of `size` bytes that unfolds to `unfolded`."""
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_chunk((1, 1, size))
-    for number in (h5py.h5z.FILTER_DEFLATE, *more_filters):
-        plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (9,))
-    stream = zlib.compressobj(9)
-    with h5py.File(path, "w") as file:
-        space = h5py.h5s.create_simple((1, 1, size))
-        dataset = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_UINT8, space, plist)
-        dataset.write_direct_chunk((0, 0, 0), stream.compress(bytes(unfolded)) + stream.flush())
-
-
 def test_an_hdf5_chunk_that_unfolds_to_more_than_it_declares_is_refused(tmp_path, monkeypatch):
     """HDF5 would take all the memory that it unfolds to."""
     monkeypatch.setattr(hdf5, "UNFOLDED_UNCHECKED", 1 << 13)
@@ -151,21 +139,6 @@ def test_matlabs_letters_and_empty_arrays_are_refused(tmp_path, name, value):
 
 
 # MATLAB v5
-
-def nested_cells(path: Path, depth: int) -> None:
-    """A v5 file whose variable x is a cell in a cell in a cell …, around a number."""
-    def head(kind: int, name: bytes, content: int) -> bytes:
-        flags, shape = struct.pack("<IIII", 6, 8, kind, 0), struct.pack("<IIii", 5, 8, 1, 1)
-        parts = flags + shape + struct.pack("<II", 1, len(name)) + name.ljust(-(-len(name) // 8) * 8, b"\0")
-        return struct.pack("<II", 14, len(parts) + content) + parts
-
-    inner = struct.pack("<IId", 9, 8, 1.0)
-    heads, size = [head(6, b"", len(inner))], len(inner)
-    for level in range(depth):
-        size += len(heads[-1])
-        heads.append(head(1, b"x" if level == depth - 1 else b"", size))
-    path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49) + b"".join(reversed(heads)) + inner)
-
 
 def test_cells_in_cells_are_refused_unread(tmp_path):
     nested_cells(tmp_path / "a.mat", 20_000)
@@ -253,15 +226,7 @@ def test_a_packed_variable_that_is_larger_than_it_declares_is_refused(tmp_path):
 @pytest.mark.parametrize("part", ["shape", "name"])
 def test_a_shape_or_name_that_unfolds_to_megabytes_is_refused(tmp_path, part):
     """scipy would read all of it, and the error show it."""
-    def element(kind: int, content: bytes) -> bytes:
-        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
-
-    shape, name = struct.pack("<ii", 1, 1), b"x"
-    shape, name = (shape * 2_000_000, name) if part == "shape" else (shape, name * 16_000_000)
-    whole = element(6, struct.pack("<II", 6, 0)) + element(5, shape) + element(1, name) + element(9, bytes(8))
-    packed = zlib.compress(struct.pack("<II", 14, len(whole)) + whole)
-    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<HHII", 0x0100, 0x4D49, 15, len(packed)) +
-                                     packed)
+    long_head(tmp_path / "a.mat", part, 16_000_000)
     with pytest.raises(SceneFormatError, match="a variable's shape or name has 16,000,000 bytes"):
         read_mat(tmp_path / "a.mat", "x")
 
