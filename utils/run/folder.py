@@ -17,7 +17,7 @@ from model.methods import method_class
 from model.settings import Settings, flipped_switches
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml
 from utils.run.lock import has_locks, locked
-from utils.run.records import ABOUT, EVALUATION, RECORDS, check_square, damaged, parsed, read_json, read_text
+from utils.run.records import ABOUT, EVALUATION, check_square, damaged, parsed, read_json, read_text, record_shape
 from utils.text import write_text
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class RunFolder:
         if not path.exists():
             return []
         lines = [line for line in read_text(path).splitlines(keepends=True) if line.endswith("\n")]
-        shape = RECORDS[path.name] | {name: RECORDS[path.name][f"{name}?"] for name in needed}
+        shape = record_shape(path.name, needed)
         found = [parsed(path, line, shape, f"line {number}") for number, line in enumerate(lines, 1)]
         if path == self.oracle:
             check_square(path, found)
