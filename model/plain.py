@@ -112,9 +112,19 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
 
 def read_settings(path: str | Path, kind: type, error: type[UserError] = ConfigError) -> dict[str, Any]:
     """What a YAML file says of the fields of dataclass `kind`, in their form (`check_form`); `error` names the file."""
+    return settings_in(settings_text(path, error), path, kind, error)
+
+
+def settings_text(path: str | Path, error: type[UserError] = ConfigError) -> str:
+    """The text of a file of settings.  Raises `error` if the file is missing, too large or no text."""
     if not is_file(path):
         raise error(f"The config file {_end_of(path)} does not exist.")
-    content = read_yaml(Path(path), error)
+    return yaml_text(Path(path), error)
+
+
+def settings_in(text: str, path: str | Path, kind: type, error: type[UserError] = ConfigError) -> dict[str, Any]:
+    """What the text of a file says of the fields of dataclass `kind`, as `read_settings`."""
+    content = parse_yaml(text, Path(path), error)
     if not isinstance(content, dict):
         raise error(f"{path} holds no settings (lines of the form NAME: VALUE).")
     try:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,7 +285,12 @@ def run_name(config: TrainConfig) -> str:
 def config_hash(config: TrainConfig) -> str:
     """Eight hex digits of the settings that differ from the recipe's and the defaults, without those that cannot change
     a result: so a setting that a later program adds leaves the names of runs without it as they were."""
-    usual = to_dict(from_dict({"recipe": config.recipe}))
+    usual = _usual(config.recipe)
     kept = {name: value for name, value in to_dict(config).items()
             if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual[name])}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@cache                                              # a sweep names thousands of runs
+def _usual(recipe: str) -> dict[str, Any]:
+    return to_dict(from_dict({"recipe": recipe}))

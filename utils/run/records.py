@@ -85,9 +85,19 @@ def parsed(path: Path, text: str, shape: Any, where: str) -> Any:
     return content
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a run's config.yaml as they stand there.  Raises RunFolderError if it is damaged."""
-    return settings_in(settings_text(path), path)
+def read_settings(path: Path, known: dict[str, dict]) -> dict[str, Any]:
+    """The settings in a run's config.yaml as they stand there.  Raises RunFolderError if it is damaged.
+
+    known: settings read before (`without_seed` -> values), added to.
+    """
+    text = settings_text(path)
+    common, seed = without_seed(text) or (None, None)
+    if common in known:
+        return known[common] | {"seed": seed}
+    values = settings_in(text, path)
+    if common is not None:
+        known[common] = values
+    return values
 
 
 def settings_text(path: Path) -> str:

@@ -128,13 +128,28 @@ def read_runs(folders: Iterable[str | Path], content: Callable[[RunFolder, RunIn
             info = read_info(run, known)
             new = info, content(run, info)
         except RunFolderError as error:
-            log.warning("%s is left out: its records are damaged: %s", run.path, error)
+            _leave_out(run, error)
             continue
         if old := found.get(info.key):
             new, old = (new, old) if info.goes_before(old[0]) else (old, new)
             log.warning("%s is left out: it repeats the setting and seed of another run.", old[0].folder)
         found[info.key] = new
     return list(found.values())
+
+
+def read_each(folders: Iterable[str], content: Callable[[RunFolder], Content]) -> list[Content]:
+    """What `content` reads of each of some runs; a damaged one is left out with a warning."""
+    found = []
+    for run in map(RunFolder, folders):
+        try:
+            found.append(content(run))
+        except RunFolderError as error:
+            _leave_out(run, error)
+    return found
+
+
+def _leave_out(run: RunFolder, error: RunFolderError) -> None:
+    log.warning("%s is left out: its records are damaged: %s", run.path, error)
 
 
 def named(runs: pd.DataFrame) -> pd.DataFrame:
