@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -120,7 +119,7 @@ def recipe_switches(name: str) -> dict[str, Any]:
     """The switch table of a recipe, from configs/recipe/NAME.yaml.  Raises ConfigError for a name that is no recipe."""
     if name not in get_args(Recipe):
         raise ConfigError(f"recipe must be {', '.join(get_args(Recipe))}, not {name}.")
-    return {switch: copy.copy(value) for switch, value in _recipe_file(name).items()}
+    return {switch: list(value) if isinstance(value, list) else value for switch, value in _recipe_file(name).items()}
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -288,10 +288,10 @@ def check(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass tree as plain dictionaries and lists."""
-    return {entry.name: to_dict(value) if is_dataclass(value := getattr(config, entry.name)) else value
-            for entry in fields(config)}
+def to_dict(config: TrainConfig | Simulation) -> dict[str, Any]:
+    """The settings as plain dictionaries and lists."""
+    return {name: to_dict(value) if isinstance(value := getattr(config, name), Simulation) else value
+            for name in config.__dataclass_fields__}
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -78,6 +78,11 @@ def _but_for_the_seed(config: TrainConfig) -> str:
 
 def as_csv(runs: pd.DataFrame) -> str:
     """The frame of `collect` as a file: without folders and lists, the simulation and the data among the settings."""
-    settings = [json.dumps(json.loads(setting) | {"simulation": simulation, "data": data}, sort_keys=True)
+    texts: dict[tuple, str] = {}                # equal settings are written once, and stand as one object in the frame
+    for setting, simulation, data in zip(runs["setting"], runs["simulation"], runs["data"]):
+        key = setting, *simulation.items(), data
+        if key not in texts:
+            texts[key] = json.dumps(json.loads(setting) | {"simulation": simulation, "data": data}, sort_keys=True)
+    settings = [texts[setting, *simulation.items(), data]
                 for setting, simulation, data in zip(runs["setting"], runs["simulation"], runs["data"])]
-    return runs.assign(setting=settings)[list(_PER_RULE)].to_csv(index=False)
+    return runs[list(_PER_RULE)].assign(setting=settings).to_csv(index=False)
