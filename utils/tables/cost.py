@@ -70,7 +70,10 @@ class _Recorded:
 
 
 def _recorded(run: RunFolder) -> _Recorded:
-    return _Recorded(run.read_run(*_NEEDED), read_info(run), seconds_per_epoch(run))
+    about = run.read_run(*_NEEDED)
+    if about["bands"] < 1 or not about["classes"]:
+        raise damaged(run.run, "it names no bands or no classes")
+    return _Recorded(about, read_info(run), seconds_per_epoch(run))
 
 
 def _row(runs: list[_Recorded], counted: dict[tuple[str, Task], Cost]) -> dict[str, Cell]:
