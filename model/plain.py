@@ -19,7 +19,7 @@ LARGEST_YAML, LARGEST_JSON = 1 << 20, 1 << 26       # bytes
 DEEPEST = 50                                        # dictionaries and lists inside each other
 MOST_VALUES = 100_000                               # aliases counted as what they stand for
 LONGEST_NUMBER = 100                                # digits; Python itself refuses 4,301
-SHORT = 40                                          # letters of words whose kind is remembered: many files hold the same
+SHORT = 40                                          # letters of words whose kind is remembered, as many files hold them
 _TOO_DEEP = f"it nests values more than {DEEPEST} deep"
 _TOO_MANY = f"it holds more than {MOST_VALUES:,} values"
 _KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
@@ -40,8 +40,8 @@ def _tag(word: str, implicit: tuple[bool, bool]) -> str:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML's safe loader with the words' kinds of `_Words`.  Composing raises YAMLError for too many or too deep values
-    before it goes deeper, and before memory holds more."""
+    """PyYAML's safe loader with the words' kinds of `_Words`.  Composing raises YAMLError for too many or too deep
+    values before it goes deeper, and before memory holds more."""
 
     yaml_implicit_resolvers = _Words.yaml_implicit_resolvers
     depth = count = 0
@@ -86,7 +86,7 @@ def yaml_text(path: Path, error: type[UserError] = ConfigError) -> str:
 
 
 def parse_yaml(text: str, path: Path, error: type[UserError] = ConfigError) -> Any:
-    """What the text of a YAML file says, as plain values.  Raises `error`, which names the file, as `read_yaml` does."""
+    """What the text of a YAML file says, as plain values.  Raises `error`, which names the file, as `read_yaml`."""
     try:
         loader = _Loader(text)
         try:

@@ -149,8 +149,8 @@ def resolve_switches(settings: Settings) -> None:
 
 
 def kept_below(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """What stays of the settings below others.  A recipe above takes the place of the switches that the ones below merely
-    took over from theirs; what they flipped stays."""
+    """What stays of the settings below others.  A recipe above takes the place of the switches that the ones below
+    merely took over from theirs; what they flipped stays."""
     if "recipe" not in above:
         return below
     usual = recipe_switches(below.get("recipe", Settings.recipe))

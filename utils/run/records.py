@@ -27,8 +27,8 @@ _LARGEST = 2 ** 63       # no whole number that the program writes is as large, 
 _SEED = re.compile(r"^seed:(?: (0|[1-9]\d{0,8})$)?", re.MULTILINE)
 _AS_WRITTEN = re.compile(r"(?:(?:- | {2})?[\w./+-]+(?::(?: (?:[\w./+-]+|'[\w ./+-]*'|\[\]))?)?\n)*")   # line by line
 
-# A shape is a type hint, or a mapping's keys with the shapes of their values, or a list of the one shape of its members;
-# a key that ends in ? may be missing, and keys that are not named may hold anything.
+# A shape is a type hint, or a mapping's keys with the shapes of their values, or a list of the one shape of its
+# members; a key that ends in ? may be missing, and keys that are not named may hold anything.
 _SCORE = {"oa": float, "aa": float, "kappa": float, "macro_f1": float, "per_class": list[Optional[float]]}
 _SOME_SCORES = {"oa": float} | {f"{name}?": shape for name, shape in _SCORE.items() if name != "oa"}
 _CHOICE = {"epoch": int, "source_val": {"oa": float}, "shifted_source": {"oa": float}, "target?": _SCORE,
@@ -154,7 +154,8 @@ def _check_of(shape: Any) -> Check:
     if not isinstance(shape, (dict, list)):
         return _check_of_hint(shape)
     if id(shape) not in _checks:
-        _checks[id(shape)] = shape, _check_of_keys(shape) if isinstance(shape, dict) else _check_of_list(shape[0], shape)
+        check = _check_of_keys(shape) if isinstance(shape, dict) else _check_of_list(shape[0], shape)
+        _checks[id(shape)] = shape, check
     return _checks[id(shape)][1]
 
 

@@ -94,8 +94,8 @@ def layered(layers: list[Entries]) -> Layers:
 
 
 def read_alike(files: list[str], changes: Entries) -> TrainConfig:
-    """`read_config` of files and changes as plain values, for one of the thousands of runs of a sweep: a file or a value
-    that many of them share is parsed once."""
+    """`read_config` of files and changes as plain values, for one of the thousands of runs of a sweep: a file or a
+    value that many of them share is parsed once."""
     if not all(map(str.isidentifier, changes)):            # ablate+ adds to what lies below
         return read_config(*files, **changes)
     check_form(changes, TrainConfig)

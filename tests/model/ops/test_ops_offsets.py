@@ -79,7 +79,8 @@ def scene(path, dtype):
 
 
 def test_patches_at_the_end_of_a_scene_of_more_than_2_to_the_31_numbers(tmp_path, on_host):
-    cube, centre, places = scene(tmp_path / "cube", np.uint8), torch.tensor([[SIDE - 1, SIDE]]), torch.tensor([[-1, 0, 1]])
+    cube, centre = scene(tmp_path / "cube", np.uint8), torch.tensor([[SIDE - 1, SIDE]])
+    places = torch.tensor([[-1, 0, 1]])
     assert torch.equal(reference.gather_patches(cube, centre, 3)[0, 0], CORNER)
     assert torch.equal(cuda.gather_patches(cube, centre, 3)[0, 0], CORNER)
     assert torch.equal(gather_spectra(cube, centre[:, :1] + places, centre[:, 1:] + places)[0, :, :, 0], CORNER)

@@ -20,8 +20,8 @@ from utils.tables import statistics
 from utils.tables.collect import collect
 from utils.tables.runs import differing_settings
 
-WRITTEN = "method: erm\nablate: []\ncontrast_layers:\n- 0\n- 4\nsource_ce: 'off'\nseed: 7\nsimulation:\n  severity: 2.0\n" \
-    "  seed: 0\n"
+WRITTEN = "method: erm\nablate: []\ncontrast_layers:\n- 0\n- 4\nsource_ce: 'off'\nseed: 7\nsimulation:\n" \
+    "  severity: 2.0\n  seed: 0\n"
 LARGEST_ROW = 30_000       # bytes that a run and its row of each rule may take while tables are made
 
 
@@ -53,7 +53,8 @@ def test_settings_are_parsed_once_for_all_seeds_and_a_file_is_read_once(many, mo
     assert parsed.total() == 3
     files = Counter({path: count for path, count in opened.items() if path.startswith(str(many))})
     assert set(files.values()) == {1}
-    assert Counter(Path(path).name for path in files) == dict.fromkeys(("config.yaml", "run.json", "evaluation.json"), 60)
+    assert Counter(Path(path).name for path in files) == dict.fromkeys(
+        ("config.yaml", "run.json", "evaluation.json"), 60)
 
 
 def test_a_table_keeps_little_of_each_run(many):
@@ -98,8 +99,8 @@ def test_settings_are_compared_with_one_another_once():
 @pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
 def test_comparisons_of_a_family_are_tested_in_one_call_with_the_same_result(monkeypatch, alternative):
     rng = np.random.default_rng(0)
-    family = [*rng.normal(0.3, 1, (40, 10)), *rng.normal(0.3, 1, (5, 60)), rng.normal(0, 1, 4), np.zeros(6), np.zeros(0),
-              np.array([1.0, 1, 2, -3]), np.array([0.0, 1, 2, -3])]
+    family = [*rng.normal(0.3, 1, (40, 10)), *rng.normal(0.3, 1, (5, 60)), rng.normal(0, 1, 4), np.zeros(6),
+              np.zeros(0), np.array([1.0, 1, 2, -3]), np.array([0.0, 1, 2, -3])]
     alone = [statistics.signed_rank(difference, alternative) for difference in family]
     counts = Counter()
     original = statistics.wilcoxon
@@ -118,7 +119,8 @@ def test_a_sweep_parses_a_value_once_however_many_runs_have_it(tmp_path, monkeyp
     sweep_file._parsed_value.cache_clear()
     parser, counts = train_parser(), Counter()
     original = parser.parse_object
-    monkeypatch.setattr(parser, "parse_object", lambda *args, **options: counts.update(n=1) or original(*args, **options))
+    monkeypatch.setattr(parser, "parse_object",
+                        lambda *args, **options: counts.update(n=1) or original(*args, **options))
     runs = sweep_runs(path, SweepConfig())
     assert len({run.name for run, _ in runs}) == 6 * 4 * 5
     assert counts["n"] <= 1 + 6 + 6 + 2 + 2 + 2                 # the file; names, methods, rates, severity, folder
