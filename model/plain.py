@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,49 @@ LARGEST_YAML, LARGEST_JSON = 1 << 20, 1 << 26       # bytes
 DEEPEST = 50                                        # dictionaries and lists inside each other
 MOST_VALUES = 100_000                               # aliases counted as what they stand for
 LONGEST_NUMBER = 100                                # digits; Python itself refuses 4,301
+SHORT = 40                                          # letters of words whose kind is remembered, as many files hold them
+_TOO_DEEP = f"it nests values more than {DEEPEST} deep"
+_TOO_MANY = f"it holds more than {MOST_VALUES:,} values"
 _KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 _NUMBER = re.compile(rf"\s*[-+.\d][-+.:_\deExXa-fA-F]{{{LONGEST_NUMBER},}}\s*")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML's safe loader; what looks like a date stays text."""
+class _Words(yaml.resolver.BaseResolver):
+    """What kind a word is of; what looks like a date is text."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, form) for tag, form in found if not tag.endswith(":timestamp")]
         for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+@lru_cache(maxsize=10_000)
+def _tag(word: str, implicit: tuple[bool, bool]) -> str:
+    return _Words().resolve(yaml.ScalarNode, word, implicit)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """PyYAML's safe loader with the words' kinds of `_Words`.  Composing raises YAMLError for too many or too deep
+    values before it goes deeper, and before memory holds more."""
+
+    yaml_implicit_resolvers = _Words.yaml_implicit_resolvers
+    depth = count = 0
+
+    def descend_resolver(self, parent: Any, index: Any) -> None:
+        """Is called before every value, and `ascend_resolver` after it."""
+        self.depth, self.count = self.depth + 1, self.count + 1
+        if self.depth > DEEPEST + 1:                # one for the values in the innermost list
+            raise yaml.YAMLError(_TOO_DEEP)
+        if self.count > MOST_VALUES:
+            raise yaml.YAMLError(_TOO_MANY)
+
+    def ascend_resolver(self) -> None:
+        self.depth -= 1
+
+    def resolve(self, kind: type, value: Any, implicit: Any) -> str:
+        """The tag of a value; that of a short word is looked up once."""
+        if kind is yaml.ScalarNode and len(value) <= SHORT:
+            return _tag(value, implicit)
+        return super().resolve(kind, value, implicit)
 
 
 def is_file(path: str | Path) -> bool:
@@ -44,20 +77,24 @@ def read_yaml(path: Path, error: type[UserError] = ConfigError) -> Any:
 
     Raises `error` if the file is missing, too large, no valid YAML, or holds other kinds of values.
     """
-    return plain_yaml(_text(path, LARGEST_YAML, error), path, error)
+    return parse_yaml(yaml_text(path, error), path, error)
 
 
-def plain_yaml(text: str, where: object, error: type[UserError] = ConfigError) -> Any:
+def yaml_text(path: Path, error: type[UserError] = ConfigError) -> str:
+    """The text of a YAML file.  Raises `error` if the file is missing, too large or no text."""
+    return _text(path, LARGEST_YAML, error)
+
+
+def parse_yaml(text: str, where: object, error: type[UserError] = ConfigError) -> Any:
     """What YAML text says, as plain values.  Raises `error`, which names `where`, as `read_yaml`."""
     try:
-        _check_size(text)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
             if _count(node, {}, 0) > MOST_VALUES:
-                raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
+                raise yaml.YAMLError(_TOO_MANY)
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -75,9 +112,19 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
 
 def read_settings(path: str | Path, kind: type, error: type[UserError] = ConfigError) -> dict[str, Any]:
     """What a YAML file says of the fields of dataclass `kind`, in their form (`check_form`); `error` names the file."""
+    return settings_in(settings_text(path, error), path, kind, error)
+
+
+def settings_text(path: str | Path, error: type[UserError] = ConfigError) -> str:
+    """The text of a file of settings.  Raises `error` if the file is missing, too large or no text."""
     if not is_file(path):
         raise error(f"The config file {_end_of(path)} does not exist.")
-    content = read_yaml(Path(path), error)
+    return yaml_text(Path(path), error)
+
+
+def settings_in(text: str, path: str | Path, kind: type, error: type[UserError] = ConfigError) -> dict[str, Any]:
+    """What the text of a file says of the fields of dataclass `kind`, as `read_settings`."""
+    content = parse_yaml(text, Path(path), error)
     if not isinstance(content, dict):
         raise error(f"{path} holds no settings (lines of the form NAME: VALUE).")
     try:
@@ -117,7 +164,7 @@ def check_words(words: Iterable[str], kind: type) -> None:
         name, equals, value = word.partition("=") if word.startswith("--") else (flag, "=", word)
         flag = word
         if equals and (name := name.removeprefix("--").removesuffix("+")) in nested:
-            content = read_yaml(Path(value)) if is_file(value) else plain_yaml(value, f"--{name}")
+            content = read_yaml(Path(value)) if is_file(value) else parse_yaml(value, f"--{name}")
             check_form({name: content}, kind)
 
 
@@ -137,6 +184,7 @@ def _check_nested(values: dict[str, Any], kind: type, name: str) -> None:
             raise ConfigError(f"{name}: {part} must be a single value, not {shortened(value)}.")
 
 
+@cache
 def _inner(hint: Any) -> type | None:
     """The dataclass that a field is, or may be."""
     return next((one for one in (hint, *typing.get_args(hint)) if is_dataclass(one)), None)
@@ -178,39 +226,26 @@ def _text(path: Path, largest: int, error: type[UserError]) -> str:
         raise error(f"{path} cannot be read ({reason.strerror}).") from reason
 
 
-def _check_size(text: str) -> None:
-    """Raises YAMLError for too many or too deep values; the parser's events need neither memory nor a deep stack."""
-    depth = count = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        count += isinstance(event, yaml.ScalarEvent)
-        if depth > DEEPEST:
-            raise yaml.YAMLError(f"it nests values more than {DEEPEST} deep")
-        if count > MOST_VALUES:
-            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
-
-
-def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
+def _count(node: yaml.Node, counted: dict[yaml.Node, int], depth: int) -> int:
     """How many values a node is, aliases counted as what they stand for.  Raises YAMLError if some are not plain."""
-    if depth > DEEPEST:                             # an alias of itself, too
-        raise yaml.YAMLError(f"it nests values more than {DEEPEST} deep")
-    if id(node) not in counted:
-        if node.tag not in _KINDS:
-            raise yaml.YAMLError(f"it holds a value of the kind {shortened(node.tag)}")
-        if isinstance(node, yaml.ScalarNode):
-            if "\0" in node.value:
-                raise yaml.YAMLError("it holds a NUL")
-            if _NUMBER.fullmatch(node.value):
-                raise yaml.YAMLError(f"it holds a number of more than {LONGEST_NUMBER} digits")
-            children: Iterable[yaml.Node] = ()
-        elif isinstance(node, yaml.MappingNode):
+    if node.tag not in _KINDS:
+        raise yaml.YAMLError(f"it holds a value of the kind {shortened(node.tag)}")
+    if isinstance(node, yaml.ScalarNode):
+        if "\0" in node.value:
+            raise yaml.YAMLError("it holds a NUL")
+        if len(node.value) > LONGEST_NUMBER and _NUMBER.fullmatch(node.value):
+            raise yaml.YAMLError(f"it holds a number of more than {LONGEST_NUMBER} digits")
+        return 1
+    if depth >= DEEPEST:                            # an alias of itself, too
+        raise yaml.YAMLError(_TOO_DEEP)
+    if node not in counted:
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
             if strange := [key for key, _ in node.value if not key.tag.endswith((":str", ":merge"))]:
                 raise yaml.YAMLError(f"it has a name that is not text: {shortened(strange[0].value)}")
-            children = (child for pair in node.value for child in pair)
-        else:
-            children = node.value
-        counted[id(node)] = 1 + sum(_count(child, counted, depth + 1) for child in children)
-    return counted[id(node)]
+            children = chain.from_iterable(node.value)
+        counted[node] = 1 + sum([_count(child, counted, depth + 1) for child in children])
+    return counted[node]
 
 
 def _one_line(reason: Exception) -> str:

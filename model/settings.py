@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -120,7 +119,7 @@ def recipe_switches(name: str) -> dict[str, Any]:
     """The switch table of a recipe, from configs/recipe/NAME.yaml.  Raises ConfigError for a name that is no recipe."""
     if name not in get_args(Recipe):
         raise ConfigError(f"recipe must be {', '.join(get_args(Recipe))}, not {name}.")
-    return copy.deepcopy(_recipe_file(name))
+    return {switch: list(value) if isinstance(value, list) else value for switch, value in _recipe_file(name).items()}
 
 
 @cache
@@ -147,6 +146,15 @@ def resolve_switches(settings: Settings) -> None:
         raise ConfigError("no_spectral and no_spatial together leave the generators without any branch.")
     if settings.generators == "split" and {"no_spectral", "no_spatial", "one_generator"} & set(settings.ablate):
         raise ConfigError("generators 'split' needs both branches and both generators; remove the ablation.")
+
+
+def kept_below(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """What stays of the settings below others.  A recipe above takes the place of the switches that the ones below
+    merely took over from theirs; what they flipped stays."""
+    if "recipe" not in above:
+        return below
+    usual = recipe_switches(below.get("recipe", Settings.recipe))
+    return {name: value for name, value in below.items() if name not in usual or usual[name] != value}
 
 
 def flipped_switches(settings: Settings) -> dict:

@@ -22,6 +22,21 @@ DOOR = """extern "C" void random_words(unsigned* words, unsigned long long seed,
     for (int i = 0; i < 4; i += 2) normals(result.word[i], result.word[i + 1], pairs + i);
 }
 """
+# A door to the places that a thread works at, as offsets from the start of the tensors.
+DOOR += """
+extern "C" void row_site(unsigned index, const Index* s, Index* found) {
+    const RowSite<4> site(index, Shape{int(s[0]), int(s[1]), int(s[2]), int(s[3]), int(s[4]), s[5], s[6]});
+    found[0] = site.pixel; found[1] = site.image; found[2] = site.kernel;
+}
+extern "C" void pixel_site(unsigned index, const Index* s, Index* found) {
+    const PixelSite<4> site(index, Shape{int(s[0]), int(s[1]), int(s[2]), int(s[3]), int(s[4]), s[5], s[6]});
+    found[0] = site.pixel * s[1] + site.channel; found[1] = site.pixel * kTaps * s[2] + site.kernel; found[2] = 0;
+}
+extern "C" void quad_site(unsigned index, const Index* s, Index* found) {
+    const QuadSite site(index, int(s[0]), int(s[1]), s[2]);
+    found[0] = site.patch; found[1] = site.out; found[2] = site.quad;
+}
+"""
 WORDS = {np.int64: ctypes.c_int64, np.float32: ctypes.c_float}
 
 

@@ -41,8 +41,12 @@ def size(count: float) -> str:
 
 def mean_std(values: pd.Series) -> str:
     """Percent, mean ± sample standard deviation (ddof 1); a single value stands alone."""
-    mean = f"{100 * values.mean():.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * values.std(ddof=1):.1f}"
+    return percent(100 * values.mean(), 100 * values.std(ddof=1) if len(values) > 1 else None)
+
+
+def percent(mean: float, std: float | None) -> str:
+    """61.2 ± 0.5; a mean without a deviation stands alone."""
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
 def markdown(table: pd.DataFrame, index: str) -> str:

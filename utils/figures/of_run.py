@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
@@ -32,19 +34,25 @@ def draw_run(run: RunFolder, gpu: int | None = None, data_path: str | None = Non
 
 
 def _drawn(run: RunFolder, trained: Trained, progress: bool) -> list[Path]:
-    entry = run.evaluation_of(LAST.name)
-    data, title = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}"
-    drawn = {"losses": curves.plot_losses(_epochs(run), f"Training: {title}"),
-             "spectra": _spectra(trained, title), "patches": _patches(trained, title)}
-    if data.target:
-        drawn["pair"] = scenes.plot_pair(data.source, data.target, f"{data.source.name} and {data.target.name}")
-        drawn |= _target_figures(trained, entry, title, progress)
+    """A figure is written before the next one is made: one of a scene with hundreds of classes takes much memory."""
     paths = []
-    for name, figure in drawn.items():
+    for name, make in _figures(run, trained, progress).items():
         paths.append(run.figures / f"{name}.png")
-        sheet.save(figure, paths[-1])
+        sheet.save(make(), paths[-1])
     log.info("%d figures in %s", len(paths), run.figures)
     return paths
+
+
+def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Callable[[], Figure]]:
+    """The name of every figure of a run, and what makes it."""
+    entry = run.evaluation_of(LAST.name)
+    data, title, epochs = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}", _epochs(run)
+    found = {"losses": lambda: curves.plot_losses(epochs, f"Training: {title}"),
+             "spectra": lambda: _spectra(trained, title), "patches": lambda: _patches(trained, title)}
+    if data.target:
+        found["pair"] = lambda: scenes.plot_pair(data.source, data.target, f"{data.source.name} and {data.target.name}")
+        found |= _target_figures(trained, entry, title, progress)
+    return found
 
 
 def _epochs(run: RunFolder) -> list[dict]:
@@ -54,20 +62,24 @@ def _epochs(run: RunFolder) -> list[dict]:
             for record in run.records(run.epochs, "losses", "source_val", "shifted_source")]
 
 
-def _target_figures(trained: Trained, entry: dict[str, Any], title: str, progress: bool) -> dict:
+def _target_figures(trained: Trained, entry: dict[str, Any], title: str,
+                    progress: bool) -> dict[str, Callable[[], Figure]]:
     data, config = trained.data, trained.config
     target, names = data.target, data.source.class_names
-    prediction = map_scene(trained.method, preprocess(target.cube), config.patch_size, trained.device, config.backend,
-                           progress)
     score = entry.get("target")
     text = "" if score is None else (f", rule last: OA {100 * score['oa']:.1f} %, AA {100 * score['aa']:.1f} %, "
                                      f"κ {100 * score['kappa']:.1f}")
-    drawn = {"maps": scenes.plot_maps(target.cube, target.rgb_bands, target.labels, prediction, names,
-                                       f"{target.name}: {title}{text}")}
+
+    def maps() -> Figure:
+        prediction = map_scene(trained.method, preprocess(target.cube), config.patch_size, trained.device,
+                               config.backend, progress)
+        return scenes.plot_maps(target.cube, target.rgb_bands, target.labels, prediction, names,
+                                f"{target.name}: {title}{text}")
+    found = {"maps": maps}
     if score is not None:
-        drawn["confusion"] = scenes.plot_confusion(np.array(entry["confusion"]), names,
-                                                    f"{target.name}: {title}{text}")
-    return drawn
+        found["confusion"] = lambda: scenes.plot_confusion(np.array(entry["confusion"]), names,
+                                                           f"{target.name}: {title}{text}")
+    return found
 
 
 def _spectra(trained: Trained, title: str):

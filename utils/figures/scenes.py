@@ -17,6 +17,9 @@ from utils.figures.palette import (CORRECT, UNLABELLED, WRONG, class_colours, er
                                    text_on)
 from utils.figures.sheet import LABEL, SMALL, Sheet, bare, letter_width, page, page_width, plain
 
+MOST_RESAMPLED = 64       # classes of a confusion matrix drawn as an image; of a larger one matplotlib's copies, each a
+#                           number per dot of the page, take gigabytes
+
 
 def plot_maps(cube: np.ndarray, rgb_bands: Sequence[int], labels: np.ndarray, prediction: np.ndarray,
               class_names: Sequence[str], title: str) -> Figure:
@@ -61,7 +64,13 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     axes = figure.add_subplot()
     share = _percent(confusion, confusion.sum(axis=1, keepdims=True))
     colours = colormaps["magma_r"].with_extremes(under="white", bad=UNLABELLED)      # no pixel: white; no row: grey
-    image = axes.imshow(share, cmap=colours, norm=Normalize(np.finfo(float).tiny, 100))
+    norm = Normalize(np.finfo(float).tiny, 100)
+    if n_classes <= MOST_RESAMPLED:
+        image = axes.imshow(share, cmap=colours, norm=norm)
+    else:
+        edges = np.arange(n_classes + 1) - 0.5
+        image = axes.pcolormesh(edges, edges, share, cmap=colours, norm=norm)
+        axes.set(aspect="equal", ylim=(n_classes - 0.5, -0.5))
     names = [plain(name) for name in class_names]
     axes.set_xticks(range(n_classes), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n_classes), names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from matplotlib.legend import Legend
 from model.files import replacing
 
 DPI = 150
+MOST_PIXELS = 25_000_000                    # of a figure; one that is larger in inches gets fewer dots per inch
 LABEL, SMALL, TITLE = 8.0, 7.0, 10.0        # points
 _PAGE = 8.5             # inches; wider pages get fonts and gaps that are larger in proportion
 _GAP = 0.1              # inches between boxes and at the page's edges
@@ -186,8 +188,9 @@ def bare(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a PNG at 150 dpi, atomically; creates the folder.  The same figure gives the same bytes."""
+    """Write a PNG at 150 dpi, at fewer where that would be more than MOST_PIXELS, atomically; creates the folder.  The
+    same figure gives the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=DPI)
+        figure.savefig(file, format="png", dpi=min(DPI, math.sqrt(MOST_PIXELS / np.prod(figure.get_size_inches()))))

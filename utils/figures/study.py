@@ -140,7 +140,7 @@ def plot_selection(last: pd.DataFrame) -> Figure:
         for name, runs in of_pair.groupby("name", sort=False):
             axes.plot(_in_percent(runs, criterion.column), 100 * runs["target_kappa"], "o", color=colours[name],
                       markersize=4, markeredgecolor="white", markeredgewidth=0.4)
-        rho = rank_correlation(of_pair[criterion.column], of_pair["target_kappa"])
+        rho = rank_correlation(of_pair[criterion.column].to_numpy(), of_pair["target_kappa"].to_numpy())
         n = (of_pair[criterion.column].notna() & of_pair["target_kappa"].notna()).sum()
         mark = f" (uses {UNLABELLED})" if criterion.uses == UNLABELLED else ""
         heading = [pairs[column]] * (row == 0) + [criterion.name + mark]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -16,7 +16,7 @@ from model.errors import CheckpointError, ConfigError, RunFolderError
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
 from model.plain import check_form, check_words, is_file, read_settings
-from model.settings import Settings, Switches, recipe_switches, resolve_switches
+from model.settings import Settings, Switches, kept_below, resolve_switches
 from utils.run.flags import Parser, TrainHelp, split_files, tidy, without_ignored
 from utils.run.records import REMEDY, misfit, shape_of
 
@@ -153,7 +153,7 @@ def parse_train(argv: list[str]) -> TrainConfig:
     shown = "--print_config" in flags
     below, above = _layered(files), _given([word for word in flags if word != "--print_config"])
     resume = above.get("resume") or below.get("resume")
-    config = check(_merged(below, above)) if resume is None else _resumed(resume, _over(below, above))
+    config = check(_merged(below, above)) if resume is None else _resumed(resume, over(below, above))
     if shown:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -181,19 +181,25 @@ def read_saved(path: Path, **changes: Any) -> TrainConfig:
 
 def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
     """A copy with other settings, checked; the given one stays as it is."""
-    return check(replace(copy.deepcopy(config), **changes))
+    own = {entry.name: copy.copy(value) for entry in fields(config)
+           if isinstance(value := getattr(config, entry.name), (list, Simulation))}
+    return check(replace(config, **own | changes))
 
 
 def _layered(paths: Iterable[str | Path]) -> dict[str, Any]:
     """The settings that files set, the later ones over the earlier ones."""
     found: dict[str, Any] = {}
     for path in paths:
-        content = read_settings(path, TrainConfig)
-        try:
-            found = _over(found, train_parser().parse_object(content, defaults=False).as_dict())
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        found = over(found, parsed(read_settings(path, TrainConfig), path))
     return found
+
+
+def parsed(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The settings of a file, of their types."""
+    try:
+        return train_parser().parse_object(content, defaults=False).as_dict()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _given(words: list[str]) -> dict[str, Any]:
@@ -204,21 +210,15 @@ def _given(words: list[str]) -> dict[str, Any]:
     return given
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Settings over others, nested ones part by part."""
     return below | {name: below[name] | value if isinstance(value, dict) and isinstance(below.get(name), dict) else value
                     for name, value in above.items()}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> TrainConfig:
-    """Settings over others.  A recipe above takes the place of the switches that the ones below merely took over from
-    theirs; what they flipped stays."""
-    kept = dict(below)
-    if "recipe" in above:
-        usual = recipe_switches(below.get("recipe", TrainConfig.recipe))
-        kept = {name: value for name, value in below.items() if name not in usual or usual[name] != value}
     parser = train_parser()
-    return _instantiated(parser, TrainConfig, parser.parse_object(_over(kept, above)))
+    return _instantiated(parser, TrainConfig, parser.parse_object(over(kept_below(below, above), above)))
 
 
 def _instantiated(parser: Parser, kind: type, parsed: Any) -> Any:
@@ -289,10 +289,10 @@ def check(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass tree as plain dictionaries and lists."""
-    return {entry.name: to_dict(value) if is_dataclass(value := getattr(config, entry.name)) else value
-            for entry in fields(config)}
+def to_dict(config: TrainConfig | Simulation) -> dict[str, Any]:
+    """The settings as plain dictionaries and lists."""
+    return {name: to_dict(value) if isinstance(value := getattr(config, name), Simulation) else value
+            for name in config.__dataclass_fields__}
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from model.methods import method_class
 from model.settings import Settings, flipped_switches
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml
 from utils.run.lock import has_locks, locked
-from utils.run.records import ABOUT, EVALUATION, RECORDS, check_square, damaged, parsed, read_json, read_text
+from utils.run.records import ABOUT, EVALUATION, check_square, damaged, parsed, read_json, read_text, record_shape
 from utils.text import write_text
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class RunFolder:
         if not path.exists():
             return []
         lines = [line for line in read_text(path).splitlines(keepends=True) if line.endswith("\n")]
-        shape = RECORDS[path.name] | {name: RECORDS[path.name][f"{name}?"] for name in needed}
+        shape = record_shape(path.name, needed)
         found = [parsed(path, line, shape, f"line {number}") for number, line in enumerate(lines, 1)]
         if path == self.oracle:
             check_square(path, found)
@@ -284,7 +285,12 @@ def run_name(config: TrainConfig) -> str:
 def config_hash(config: TrainConfig) -> str:
     """Eight hex digits of the settings that differ from the recipe's and the defaults, without those that cannot change
     a result: so a setting that a later program adds leaves the names of runs without it as they were."""
-    usual = to_dict(from_dict({"recipe": config.recipe}))
+    usual = _usual(config.recipe)
     kept = {name: value for name, value in to_dict(config).items()
             if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual[name])}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@cache                                              # a sweep names thousands of runs
+def _usual(recipe: str) -> dict[str, Any]:
+    return to_dict(from_dict({"recipe": recipe}))

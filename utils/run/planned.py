@@ -32,11 +32,12 @@ def write_plan(folder: Path, sweep: str, runs: Iterable[TrainConfig]) -> None:
     write_text(path, json.dumps(older | {sweep: plan}) + "\n")
 
 
-def planned(folders: Iterable[str | Path]) -> Iterator[TrainConfig]:
-    """The settings of all runs in the plans at or below some folders; a damaged plan is left out with a warning."""
+def planned(folders: Iterable[str | Path]) -> Iterator[tuple[TrainConfig, list[int]]]:
+    """The settings in the plans at or below some folders, each with its seeds in place of its own; a damaged plan is
+    left out with a warning."""
     for path in (path for folder in folders for path in sorted(Path(folder).rglob(FILE))):
         try:
-            yield from [from_dict(part["settings"] | {"seed": seed}) for plan in read_json(path, PLANS).values()
-                        for part in plan for seed in part["seeds"]]
+            yield from [(from_dict(part["settings"]), part["seeds"]) for plan in read_json(path, PLANS).values()
+                        for part in plan]
         except (RunFolderError, ConfigError) as error:
             log.warning("%s is left out: %s", path, error)

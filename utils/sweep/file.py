@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from model.errors import ConfigError
-from model.plain import is_file, read_settings, read_yaml
-from utils.run.config import TrainConfig, read_config
+from model.plain import check_form, is_file, read_yaml, settings_in, settings_text
+from model.settings import kept_below
+from utils.run.config import Simulation, TrainConfig, check, over, parsed, read_config, train_parser
 from utils.run.folder import ROOT
 
 _FORM = {"config": (list, str), "settings": (dict, None), "pairs": (list, dict), "variants": (list, dict),
@@ -66,7 +70,7 @@ class Layers:
 
     def config(self) -> TrainConfig:
         """Raises ConfigError for settings that cannot be."""
-        return read_config(*self.files, **_nested(self.settings))
+        return read_alike(self.files, _nested(self.settings))
 
 
 def layered(layers: list[Entries]) -> Layers:
@@ -82,11 +86,40 @@ def layered(layers: list[Entries]) -> Layers:
             if not isinstance(name, str):
                 raise ConfigError(f"'config' must name a file or a list of files, not {name}.")
             file = Path(name) if is_file(name) else ROOT / name
-            over = _flat(read_settings(file, TrainConfig))
+            over = _flat(_settings_of(settings_text(file), str(file)))
             settings = {key: value for key, value in settings.items() if key not in over}
             files.append(str(file))
         settings |= _flat(own)
     return Layers(files, settings)
+
+
+def read_alike(files: list[str], changes: Entries) -> TrainConfig:
+    """`read_config` of files and changes as plain values, for one of the thousands of runs of a sweep: a file or a
+    value that many of them share is parsed once."""
+    if not all(map(str.isidentifier, changes)):            # ablate+ adds to what lies below
+        return read_config(*files, **changes)
+    check_form(changes, TrainConfig)
+    below: Entries = {}
+    for file in files:
+        below = over(below, _parsed_file(settings_text(file), file))
+    above = {name: _parsed_value(name, json.dumps(value)) for name, value in changes.items()}
+    values = copy.deepcopy(over(kept_below(below, above), above))
+    return check(TrainConfig(**values | {"simulation": Simulation(**values.get("simulation", {}))}))
+
+
+@lru_cache(maxsize=1000)
+def _settings_of(text: str, file: str) -> Entries:
+    return settings_in(text, file, TrainConfig)
+
+
+@lru_cache(maxsize=1000)
+def _parsed_file(text: str, file: str) -> Entries:
+    return parsed(_settings_of(text, file), file)
+
+
+@lru_cache(maxsize=10_000)
+def _parsed_value(name: str, value: str) -> Any:
+    return train_parser().parse_object({name: json.loads(value)}, defaults=False).as_dict()[name]
 
 
 def _flat(settings: Entries, prefix: str = "") -> Entries:

@@ -93,11 +93,12 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
     """Raise ConfigError if a run of the sweep that is there already, finished or begun, was made with other settings or
     other files than it would have now: its name, a hash of what differs from recipe and defaults, shows neither."""
     files: dict[tuple, dict[str, str]] = {}
+    known: dict[str, dict] = {}
     for run, config in runs:
         folder = RunFolder(run.folder)
         if not (run.done or folder.checkpoint.exists()):
             continue
-        now, then = to_dict(config), read_settings(folder.config)
+        now, then = to_dict(config), read_settings(folder.config, known)
         different = [f"{name} ({value} there, {now.get(name)} now)" for name, value in then.items()
                      if name not in WITHOUT_EFFECT and now.get(name) != value]
         if different:

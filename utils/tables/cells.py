@@ -13,7 +13,7 @@ from utils.run.metrics import SCORES
 from utils.run.selection import ORACLE
 from utils.tables.markup import BEST, LEVEL, Cell, Table
 from utils.tables.statistics import ALPHA, FEWEST_SEEDS, against_best, smallest_p
-from utils.text import mean_std
+from utils.text import percent
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,10 @@ def score_table(title: str, runs: pd.DataFrame, by: str, rules_in_title: bool = 
     rows: dict[str, dict[str, Cell]] = {str(name): {"n": seeds_cell(group)}
                                         for name, group in runs.groupby(by, sort=False)}
     common: list[list[int]] = []
+    folders = runs.groupby(by)["folder"].nunique()
     for rule, scored in runs.groupby("rule", sort=False):
         parts, prefix = dict(list(scored.groupby(by, sort=False))), "" if rules_in_title else f"{rule}: "
-        few = {name: f" (n={len(part)})" if len(part) < runs.loc[runs[by] == name, "folder"].nunique() else ""
+        few = {name: f" (n={len(part)})" if len(part) < folders[name] else ""
                for name, part in parts.items()}
         for name, part in parts.items():
             rows[str(name)][f"{prefix}source-validation OA"] = score_cell(part["source_val"], few[name])
@@ -74,10 +75,13 @@ def marks_of(values: Values) -> tuple[dict[str, tuple[str, dict[str, float]]], l
 
 def score_cell(values: pd.Series, suffix: str = "", mark: str = "", tests: Mapping[str, float] | None = None) -> Cell:
     """Mean ± std of fractions, in percent; tests: p and effect sizes that stand behind the cell."""
-    numbers = {"mean": 100 * values.mean(), "n": len(values)}
+    known = values.to_numpy(float)
+    if np.isnan(known).any():
+        known = known[~np.isnan(known)]
+    numbers = {"mean": 100 * known.mean() if len(known) else np.nan, "n": len(values)}
     if len(values) > 1:
-        numbers["std"] = 100 * values.std(ddof=1)
-    return Cell(mean_std(values) + suffix, mark, numbers | dict(tests or {}))
+        numbers["std"] = 100 * known.std(ddof=1) if len(known) > 1 else np.nan
+    return Cell(percent(numbers["mean"], numbers.get("std")) + suffix, mark, numbers | dict(tests or {}))
 
 
 def seeds_cell(runs: pd.DataFrame) -> Cell:

@@ -46,7 +46,9 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
 
 def _rules(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
     """The scores of the weights that each rule selected, from evaluation.json; empty without a labelled target."""
-    content, classes = run.read_evaluation(), run.read_run("classes")["classes"]
+    content, classes = run.read_evaluation(), info.classes
+    if classes is None:
+        raise damaged(run.run, "it lacks 'classes'")
     if "constant" in content and len(content["constant"]["per_class"]) != len(classes):
         raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     entries = content["rules"] | ({ORACLE.name: content["oracle"]} if "oracle" in content else {})
@@ -61,10 +63,11 @@ def _meant(infos: list[RunInfo], folders: list[str | Path]) -> Counter:
     """How many seeds there are, or will be when the sweeps are through, of the settings (RunInfo.key without seed) that
     some run has."""
     keys = {info.key for info in infos}
-    like = {_but_for_the_seed(info.config): info for info in infos}
-    for config in planned(folders):
+    plans = list(planned(folders))
+    like = {_but_for_the_seed(info.config): info for info in infos} if plans else {}
+    for config, seeds in plans:
         if info := like.get(_but_for_the_seed(config)):
-            keys.add((*info.key[:-1], config.seed))
+            keys |= {(*info.key[:-1], seed) for seed in seeds}
     return Counter(key[:-1] for key in keys)
 
 
@@ -75,6 +78,11 @@ def _but_for_the_seed(config: TrainConfig) -> str:
 
 def as_csv(runs: pd.DataFrame) -> str:
     """The frame of `collect` as a file: without folders and lists, the simulation and the data among the settings."""
-    settings = [json.dumps(json.loads(setting) | {"simulation": simulation, "data": data}, sort_keys=True)
+    texts: dict[tuple, str] = {}                # equal settings are written once, and stand as one object in the frame
+    for setting, simulation, data in zip(runs["setting"], runs["simulation"], runs["data"]):
+        key = setting, *simulation.items(), data
+        if key not in texts:
+            texts[key] = json.dumps(json.loads(setting) | {"simulation": simulation, "data": data}, sort_keys=True)
+    settings = [texts[setting, *simulation.items(), data]
                 for setting, simulation, data in zip(runs["setting"], runs["simulation"], runs["data"])]
-    return runs.assign(setting=settings)[list(_PER_RULE)].to_csv(index=False)
+    return runs[list(_PER_RULE)].assign(setting=settings).to_csv(index=False)

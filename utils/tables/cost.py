@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.errors import UserError
 from model.methods import Task
 from utils.run.config import TrainConfig
 from utils.run.estimate import fresh_method, made_up
@@ -19,6 +20,7 @@ from utils.run.records import damaged
 from utils.run.selection import LAST
 from utils.tables.cells import DAGGER_NOTE
 from utils.tables.markup import Cell, Table
+from utils.tables.runs import RunInfo, read_each, read_info
 from utils.text import MISSING
 
 CPU = torch.device("cpu")
@@ -44,23 +46,44 @@ class Cost:
 
 
 def cost(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
-    """Per pair: a row per method, from records; `rule` has no effect."""
-    tables = []
+    """Per pair: a row per method, from records; `rule` has no effect.  Raises UserError if no run has them."""
+    tables: list[Table] = []
+    counted: dict[tuple[str, Task], Cost] = {}
     for pair, of_pair in runs.groupby("pair", sort=False):
-        rows = {name: _row([RunFolder(folder) for folder in group["folder"].unique()])
-                for name, group in of_pair.groupby("name", sort=False)}
-        tables.append(Table(f"{pair}: cost (n runs)", "method", rows, ([DAGGER_NOTE] if of_pair["uses_target"].any() else []) + [NOTE]))
+        groups = {name: read_each(group["folder"].unique(), _recorded)
+                  for name, group in of_pair.groupby("name", sort=False)}
+        if rows := {name: _row(group, counted) for name, group in groups.items() if group}:
+            found = [DAGGER_NOTE] if of_pair["uses_target"].any() else []
+            tables.append(Table(f"{pair}: cost (n runs)", "method", rows, [*found, NOTE]))
+    if not tables:
+        raise UserError("None of these runs has the records that tell its cost; the warnings say what they lack.")
     return tables
 
 
-def _row(runs: list[RunFolder]) -> dict[str, Cell]:
-    """The first run stands for all in what is counted."""
-    about = [run.read_run(*_NEEDED) for run in runs]
+@dataclass(frozen=True)
+class _Recorded:
+    """What run.json says, what the run is, the seconds of an epoch."""
+
+    about: dict[str, Any]
+    info: RunInfo
+    seconds: float
+
+
+def _recorded(run: RunFolder) -> _Recorded:
+    about = run.read_run(*_NEEDED)
+    if about["bands"] < 1 or not about["classes"]:
+        raise damaged(run.run, "it names no bands or no classes")
+    return _Recorded(about, read_info(run), seconds_per_epoch(run))
+
+
+def _row(runs: list[_Recorded], counted: dict[tuple[str, Task], Cost]) -> dict[str, Cell]:
+    """The first run stands for all in what is counted; counted: what runs of equal settings cost, added to."""
+    about = [run.about for run in runs]
     recorded = {"patches/s": ([one["patches_per_second"] for one in about if "patches_per_second" in one], "{:,.0f}"),
-                "s/epoch": ([seconds_per_epoch(run) for run in runs], "{:.2f}"),
+                "s/epoch": ([run.seconds for run in runs], "{:.2f}"),
                 "s/run": ([one["seconds"] for one in about], "{:.1f}"),
                 "peak memory (MiB)": ([one["peak_memory_mib"] for one in about], "{:.0f}")}
-    row = {"n": Cell(str(len(runs)), numbers={"n": len(runs)})} | _counted(runs[0], about[0])
+    row = {"n": Cell(str(len(runs)), numbers={"n": len(runs)})} | _counted(runs[0], counted)
     for name, (values, form) in recorded.items():
         row[name] = Cell(form.format(np.mean(values)), numbers={"mean": np.mean(values), "n": len(values)}) if values \
             else Cell(MISSING)                      # not every committed record has the speed of inference
@@ -69,9 +92,12 @@ def _row(runs: list[RunFolder]) -> dict[str, Cell]:
     return row | {"trained on": Cell("; ".join(machines))}
 
 
-def _counted(run: RunFolder, about: dict[str, Any]) -> dict[str, Cell]:
-    config = run.read_config()
-    found = count(config, Task(about["bands"], len(about["classes"]), config.patch_size))
+def _counted(run: _Recorded, counted: dict[tuple[str, Task], Cost]) -> dict[str, Cell]:
+    config, about = run.info.config, run.about
+    key = run.info.setting, Task(about["bands"], len(about["classes"]), config.patch_size)
+    if key not in counted:
+        counted[key] = count(config, key[1])
+    found = counted[key]
     return {"parameters": _number(found.parameters, "{:,.0f}"),
             "of the classifier": _number(found.classifier, "{:,.0f}"),
             "batch": _number(config.batch_size, "{:.0f}"), "GFLOP/step": _number(found.step / 1e9, "{:.3g}"),

@@ -18,7 +18,7 @@ from utils.run.selection import LAST
 from utils.tables.cells import UNITS, add_constant, by_seed, of_rule, power_note, rule_words, score_table
 from utils.tables.markup import Cell, Table
 from utils.tables.runs import named_settings
-from utils.tables.statistics import cohen_dz, differences, holm, rank_biserial, signed_rank
+from utils.tables.statistics import cohen_dz, differences, holm, rank_biserial, signed_ranks
 from utils.text import MISSING
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _add_differences(table: Table, parts: dict[str, pd.DataFrame]) -> None:
     if base is None:
         return
     tested = {name: differences(by_seed(part, TESTED), by_seed(base, TESTED)) for name, part in parts.items()}
-    corrected = dict(zip(tested, holm([signed_rank(found) for found in tested.values()])))
+    corrected = dict(zip(tested, holm(signed_ranks(list(tested.values())))))
     for name, part in parts.items():
         for key, label in SCORES.items():
             table.rows[name][f"Δ {label}"] = _difference(differences(by_seed(part, key), by_seed(base, key)), len(part))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from utils.tables.cost import cost
 from utils.tables.differences import ablation, switches
 from utils.tables.markup import Cell, Table
 from utils.tables.published import published_tables
-from utils.tables.runs import named, named_settings
+from utils.tables.runs import named, named_settings, read_each
 from utils.tables.statistics import ALPHA, FEWEST_SEEDS, Ranks, rank_methods
 from utils.text import MISSING
 
@@ -205,10 +206,8 @@ def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     several = runs["pair"].nunique() > 1
     for (pair, name, folder), _ in runs.groupby(["pair", "name", "folder"], sort=False):
-        run, name = RunFolder(folder), f"{pair}, {name}" if several else name
-        records = [record for record in run.records(run.diagnostics)
-                   if any(key.startswith("gradient") for key in record)]
-        if records:
+        name = f"{pair}, {name}" if several else name
+        for records in filter(None, read_each([folder], _gradients)):
             rows += [{"name": name, "when": when, **record} for when, record in (("start", records[0]),
                                                                                 ("end", records[-1]))]
     if not rows:
@@ -223,6 +222,11 @@ def gradient_table(runs: pd.DataFrame) -> pd.DataFrame:
             "ratio": f"{mi / consistency:.1e}", "rms x̂ / rms x (a, b)": _two(mean, "rms_ratio", "{:.2f}"),
             "cos(x̂, x) (a, b)": _two(mean, "cosine", "{:.2f}")}
     return pd.DataFrame.from_dict(table, orient="index").replace({"nan": MISSING})
+
+
+def _gradients(run: RunFolder) -> list[dict[str, Any]]:
+    """The records that hold norms of gradients."""
+    return [record for record in run.records(run.diagnostics) if any(key.startswith("gradient") for key in record)]
 
 
 def _two(values: pd.Series, name: str, form: str) -> str:

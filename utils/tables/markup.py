@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -54,8 +54,8 @@ def as_markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         rows = [[shown(table.corner), *map(shown, table.columns)]]
-        rows += [[shown(row), *(_MARKDOWN[cell.mark].format(shown(cell.text)) for cell in _cells(table, row))]
-                 for row in table.rows]
+        rows += [[shown(row), *(_MARKDOWN[cell.mark].format(shown(cell.text)) for _, cell in cells)]
+                 for row, cells in _cells(table)]
         parts += [f"**{shown(table.title)}**", grid(rows), *map(shown, table.notes)]
     return "\n\n".join(parts)
 
@@ -64,8 +64,7 @@ def as_csv(tables: Sequence[Table]) -> str:
     """A line per cell that is not missing: table, row, column, the text as shown, the numbers, the mark."""
     lines = [{"table": table.title, "row": row, "column": column, "text": cell.text,
               **{key: cell.numbers.get(key) for key in NUMBERS}, "mark": cell.mark}
-             for table in tables for row in table.rows for column, cell in zip(table.columns, _cells(table, row))
-             if cell.text != MISSING]
+             for table in tables for row, cells in _cells(table) for column, cell in cells if cell.text != MISSING]
     return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -82,9 +81,9 @@ def _latex(table: Table) -> str:
         lines += _group_lines(columns)
     lines.append(_line([table.corner, *(column.rpartition(": ")[2] for column in columns)]))
     lines.append(r"\midrule")
-    for row in table.rows:
-        cells = [_LATEX[cell.mark].format(escaped(cell.text)) for cell in _cells(table, row)]
-        lines.append(" & ".join([escaped(row), *cells]) + r" \\")
+    for row, cells in _cells(table):
+        texts = [_LATEX[cell.mark].format(escaped(cell.text)) for _, cell in cells]
+        lines.append(" & ".join([escaped(row), *texts]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\footnotesize {escaped(note)}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}"])
@@ -110,8 +109,11 @@ def _line(texts: Sequence[str]) -> str:
     return " & ".join(map(escaped, texts)) + r" \\"
 
 
-def _cells(table: Table, row: str) -> list[Cell]:
-    return [table.cell(row, column) for column in table.columns]
+def _cells(table: Table) -> Iterator[tuple[str, list[tuple[str, Cell]]]]:
+    """Every row's name, and its cells under their columns' names."""
+    columns = table.columns
+    for row in table.rows:
+        yield row, [(column, table.cell(row, column)) for column in columns]
 
 
 def escaped(text: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import pandas as pd
 from model.errors import ConfigError, RunFolderError
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict
 from utils.run.folder import RunFolder, find_runs, run_label
-from utils.run.records import BEGUN, damaged, read_settings
+from utils.run.records import BEGUN, damaged, settings_in, settings_text, without_seed
 from utils.tables.cells import DAGGER
 from utils.text import MISSING
 
@@ -33,7 +33,7 @@ class RunInfo:
 
     pair: SOURCE → TARGET.  data: digest of the scenes' files.  method: the run's label.  setting: all other settings
     that can change a result, as JSON.  epochs: number of recorded evaluations.  uses_target: training saw unlabelled
-    target.
+    target.  classes: their names, None where run.json lacks them.
     """
 
     pair: str
@@ -46,6 +46,7 @@ class RunInfo:
     uses_target: bool
     folder: str
     config: TrainConfig
+    classes: list[str] | None
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -64,21 +65,48 @@ class RunInfo:
         return one > two
 
 
-def read_info(run: RunFolder) -> RunInfo:
-    """What run.json and config.yaml of a run folder say.  Raises RunFolderError if they don't say it."""
-    about, values = run.read_run(*BEGUN), read_settings(run.config)
+def read_info(run: RunFolder, known: dict[str, _Read] | None = None) -> RunInfo:
+    """What run.json and config.yaml of a run folder say.  Raises RunFolderError if they don't say it.
+
+    known: settings read before, to which these are added, so that those which differ in the seed alone are read once.
+    """
+    about = run.read_run(*BEGUN)
+    read = _read(run, {} if known is None else known)
+    setting = read.setting
+    if weights := about.get("initial_weights"):              # a run made from another one's weights read none
+        own = {"htcnn_weights": ", ".join(digest[:8] for digest in weights.values())}
+        setting = json.dumps(json.loads(setting) | own, sort_keys=True)
+    return RunInfo(pair=f"{about['source']} → {about['target'] or MISSING}", data=_digest(about["sha256"]),
+                   method=read.method, setting=setting, seed=read.config.seed,
+                   finished=about["status"] == "done", epochs=len(run.records(run.epochs)),
+                   uses_target=about["uses_target"], folder=str(run.path), config=read.config,
+                   classes=about.get("classes"))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What config.yaml says: the settings, the run's label, and the settings of RunInfo."""
+
+    config: TrainConfig
+    method: str
+    setting: str
+
+
+def _read(run: RunFolder, known: dict[str, _Read]) -> _Read:
+    text = settings_text(run.config)
+    common, seed = without_seed(text) or (None, None)
+    if common in known:
+        return replace(known[common], config=replace(known[common].config, seed=seed))
     try:
-        config = from_dict(values)
+        config = from_dict(settings_in(text, run.config))
         method = run_label(config)
     except ConfigError as error:
         raise damaged(run.config, str(error).rstrip(".")) from error
     settings = {name: value for name, value in to_dict(config).items() if name not in NO_SETTING and value is not None}
-    if weights := about.get("initial_weights"):              # a run made from another one's weights read none
-        settings["htcnn_weights"] = ", ".join(digest[:8] for digest in weights.values())
-    return RunInfo(pair=f"{about['source']} → {about['target'] or MISSING}", data=_digest(about["sha256"]),
-                   method=method, setting=json.dumps(settings, sort_keys=True), seed=config.seed,
-                   finished=about["status"] == "done", epochs=len(run.records(run.epochs)),
-                   uses_target=about["uses_target"], folder=str(run.path), config=config)
+    read = _Read(config, method, json.dumps(settings, sort_keys=True))
+    if common is not None:
+        known[common] = read
+    return read
 
 
 def _digest(sha256: dict[str, str]) -> str:
@@ -94,18 +122,34 @@ def read_runs(folders: Iterable[str | Path], content: Callable[[RunFolder, RunIn
     `goes_before`, or else the later one.
     """
     found: dict[tuple, tuple[RunInfo, Content]] = {}
+    known: dict[str, _Read] = {}
     for run in find_runs(folders):
         try:
-            info = read_info(run)
+            info = read_info(run, known)
             new = info, content(run, info)
         except RunFolderError as error:
-            log.warning("%s is left out: its records are damaged: %s", run.path, error)
+            _leave_out(run, error)
             continue
         if old := found.get(info.key):
             new, old = (new, old) if info.goes_before(old[0]) else (old, new)
             log.warning("%s is left out: it repeats the setting and seed of another run.", old[0].folder)
         found[info.key] = new
     return list(found.values())
+
+
+def read_each(folders: Iterable[str], content: Callable[[RunFolder], Content]) -> list[Content]:
+    """What `content` reads of each of some runs; a damaged one is left out with a warning."""
+    found = []
+    for run in map(RunFolder, folders):
+        try:
+            found.append(content(run))
+        except RunFolderError as error:
+            _leave_out(run, error)
+    return found
+
+
+def _leave_out(run: RunFolder, error: RunFolderError) -> None:
+    log.warning("%s is left out: its records are damaged: %s", run.path, error)
 
 
 def named(runs: pd.DataFrame) -> pd.DataFrame:
@@ -123,11 +167,16 @@ def named_settings(runs: pd.DataFrame) -> pd.Series:
     names = runs["method"].copy()
     for _, of_label in runs.groupby(["pair", "method"]):
         settings = {text: json.loads(text) for text in of_label["setting"].unique()}
-        differing = sorted({name for one in settings.values() for other in settings.values()
-                            for name in one.keys() | other.keys() if one.get(name) != other.get(name)})
-        for index, text in of_label["setting"].items():
-            names[index] += "".join(f" {name}={settings[text].get(name)}" for name in differing)
+        differing = differing_settings(list(settings.values()))
+        added = {text: "".join(f" {name}={one.get(name)}" for name in differing) for text, one in settings.items()}
+        names[of_label.index] += of_label["setting"].map(added)
     return names + np.where(runs["uses_target"], DAGGER, "")
+
+
+def differing_settings(settings: list[dict[str, Any]]) -> list[str]:
+    """The names, sorted, under which not all of some settings have the same value."""
+    first = settings[0]
+    return sorted({name for one in settings for name in one.keys() | first.keys() if one.get(name) != first.get(name)})
 
 
 def pair_names(runs: pd.DataFrame) -> pd.Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,22 @@ def signed_rank(difference: np.ndarray, alternative: str = "two-sided") -> float
 
     Zeros are dropped; without any other difference p is 1.  alternative: 'two-sided', 'greater' or 'less'.
     """
-    difference = difference[difference != 0]
-    return float(wilcoxon(difference, alternative=alternative).pvalue) if len(difference) else 1.0
+    return signed_ranks([difference], alternative)[0]
+
+
+def signed_ranks(family: Sequence[np.ndarray], alternative: str = "two-sided") -> list[float]:
+    """`signed_rank` of each of some comparisons; those of the same length and without ties are tested in one call."""
+    found, alike = [1.0] * len(family), defaultdict(list)
+    for index, difference in enumerate(family):
+        difference = difference[difference != 0]
+        if len(difference):
+            untied = len(np.unique(np.abs(difference))) == len(difference)
+            alike[(len(difference), True) if untied else (index, False)].append((index, difference))
+    for members in alike.values():
+        p = wilcoxon(np.stack([difference for _, difference in members]), alternative=alternative, axis=1).pvalue
+        for (index, _), one in zip(members, p):
+            found[index] = float(one)
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -50,7 +65,7 @@ def against_best(values: Mapping[str, Mapping[int, float]]) -> tuple[str, dict[s
     best = max(values, key=lambda name: np.mean(list(values[name].values())))
     others = [name for name in values if name != best]
     leads = [differences(values[best], values[name]) for name in others]
-    corrected = holm([signed_rank(lead, "greater") for lead in leads])
+    corrected = holm(signed_ranks(leads, "greater"))
     return best, {name: {"p": p, "r": rank_biserial(lead), "d_z": cohen_dz(lead)}
                   for name, p, lead in zip(others, corrected, leads)}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from model.errors import UserError
 from utils.run.folder import RunFolder
@@ -147,36 +147,41 @@ def selection(points: pd.DataFrame) -> pd.DataFrame:
             if known.empty:
                 continue
             over_runs = {f"rho_{score}": np.nan if criterion is LAST_EPOCH else
-                         rank_correlation(known[criterion.column], known[f"target_{score}"])
+                         rank_correlation(known[criterion.column].to_numpy(), known[f"target_{score}"].to_numpy())
                          for score in ("kappa", "oa")}
-            runs = [run for _, run in of_pair.groupby("folder")]
-            within = pd.Series([rank_correlation(run[criterion.column], run["target_kappa"]) for run in runs])
+            runs = [run.to_numpy(float) for _, run in of_pair.groupby("folder")[[criterion.column, "target_kappa",
+                                                                                "epoch"]]]            # [epochs, 3] each
+            within = pd.Series([rank_correlation(run[:, 0], run[:, 1]) for run in runs])
             rows.append({"pair": pair, "score": criterion.name, "uses": criterion.uses, "n": len(known), **over_runs,
                          "rho_epochs": within.mean(), "n_epochs": within.notna().sum(),
-                         "regret": pd.Series([regret(run, criterion) for run in runs]).mean()})
+                         "regret": pd.Series([regret(*run.T) for run in runs]).mean()})
     return pd.DataFrame(rows)
 
 
-def rank_correlation(a: pd.Series, b: pd.Series) -> float:
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's ρ over the places where both are known; NaN where these are fewer than 4, or one is constant."""
-    both = a.notna() & b.notna()
-    if both.sum() < FEWEST or a[both].nunique() == 1 or b[both].nunique() == 1:
+    both = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[both], b[both]
+    if len(a) < FEWEST or (a == a[0]).all() or (b == b[0]).all():
         return np.nan
-    return float(spearmanr(a[both], b[both]).statistic)
+    return float(np.corrcoef(rankdata(a), rankdata(b))[1, 0])
 
 
-def regret(run: pd.DataFrame, criterion: Criterion) -> float:
-    """κ of a run's best epoch - κ of the epoch with the highest score, among equals the latest; NaN without either."""
-    scored = run[run["target_kappa"].notna() & run[criterion.column].notna()]
-    if scored.empty:
+def regret(score: np.ndarray, kappa: np.ndarray, epoch: np.ndarray) -> float:
+    """κ of a run's best epoch - κ of the epoch with the highest score, among equals the latest; NaN without either.
+
+    score, kappa, epoch [epochs] of the run.
+    """
+    both = ~(np.isnan(score) | np.isnan(kappa))
+    if not both.any():
         return np.nan
-    chosen = scored.sort_values([criterion.column, "epoch"]).iloc[-1]
-    return float(run["target_kappa"].max() - chosen["target_kappa"])
+    chosen = np.lexsort((epoch[both], score[both]))[-1]
+    return float(np.nanmax(kappa) - kappa[both][chosen])
 
 
-def selection_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def selection_tables(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Title -> the rows of `selection` on one pair, as text."""
-    tables, found = {}, selection(points)
+    tables = {}
     for pair, rows in found.groupby("pair", sort=False) if len(found) else ():
         tables[f"{pair} (Spearman ρ with the target's scores; regret in points of κ)"] = pd.DataFrame.from_dict(
             {row.score: {"uses": f"uses {UNLABELLED}" if row.uses == UNLABELLED else row.uses, "n runs": str(row.n),
@@ -201,18 +206,19 @@ def _layer(column: str) -> str:
     return name.replace("stages.", "stage ").replace(".", " ")
 
 
-def norm_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title -> variance ratios of one pair, as text."""
+def norm_tables(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Title -> the rows of `norm_ratios` on one pair, as text."""
     return {f"{pair} (variance of clean source patches / running variance at the end, geometric mean; 1 = it fits)":
             ratios.droplevel("pair").map(lambda value: MISSING if np.isnan(value) else f"{value:.3g}")
-            for pair, ratios in norm_ratios(points).groupby(level="pair", sort=False)}
+            for pair, ratios in found.groupby(level="pair", sort=False)}
 
 
 def make_tables(points: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     """Name -> Markdown and the numbers behind it; a table that the records have nothing for is left out."""
+    found, ratios = selection(points), norm_ratios(points)
     made = {"scores": (score_tables(points), "method", last_epochs(points).drop(columns=["folder"])),
-            "selection": (selection_tables(points), "score", selection(points)),
-            "norms": (norm_tables(points), "method", norm_ratios(points).reset_index())}
+            "selection": (selection_tables(found), "score", found),
+            "norms": (norm_tables(ratios), "method", ratios.reset_index())}
     return {name: (_text(tables, index), numbers) for name, (tables, index, numbers) in made.items() if tables}
 
 

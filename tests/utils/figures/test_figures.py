@@ -190,3 +190,23 @@ def test_pyplot_stays_out():
     """pyplot keeps global state and may look for a display."""
     code = "import sys, utils.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
+
+
+def test_a_large_page_gets_fewer_dots_and_an_ordinary_one_all(tmp_path, monkeypatch):
+    for inches, most, expected in (((4, 2), sheet.MOST_PIXELS, (600, 300)), ((4, 2), 20_000, (200, 100))):
+        monkeypatch.setattr(sheet, "MOST_PIXELS", most)
+        sheet.save(Figure(inches), tmp_path / "page.png")
+        assert imread(tmp_path / "page.png").shape[1::-1] == expected
+
+
+@pytest.mark.parametrize("n_classes", [scenes.MOST_RESAMPLED, scenes.MOST_RESAMPLED + 1])
+def test_a_confusion_of_many_classes_is_drawn_cell_by_cell_in_the_same_place_and_colours(n_classes):
+    confusion = np.eye(n_classes, dtype=int) * 5
+    confusion[0, 1], confusion[2] = 3, 0
+    axes = scenes.plot_confusion(confusion, [f"c{k}" for k in range(n_classes)], "title").axes[0]
+    assert bool(axes.images) == (n_classes <= scenes.MOST_RESAMPLED)
+    shown, = [*axes.images, *axes.collections]
+    share = np.ma.filled(shown.get_array().reshape(n_classes, n_classes), np.nan)
+    assert share[0, :2] == pytest.approx([62.5, 37.5]) and np.isnan(share[2]).all() and share[4, 4] == 100
+    assert axes.get_xlim() == (-0.5, n_classes - 0.5) and axes.get_ylim() == (n_classes - 0.5, -0.5)
+    assert shown.cmap.get_bad() == pytest.approx((*palette.UNLABELLED, 1))

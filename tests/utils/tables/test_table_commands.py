@@ -97,7 +97,7 @@ def test_seconds_of_records_that_stand_for_several_epochs(tmp_path):
     assert cost.seconds_per_epoch(run) == 6.0
 
 
-def test_cost_of_runs(pair, tmp_path):
+def test_cost_of_runs(pair, tmp_path, caplog):
     run = pair.run("--method", "erm", save_path=tmp_path / "runs")
     run.checkpoint.unlink()                                  # records alone are what the table is made of
     about = run.read_run()
@@ -113,6 +113,17 @@ def test_cost_of_runs(pair, tmp_path):
     assert row["patches/s"] == f"{about['patches_per_second']:,.0f}" and row["batch"] == "48"
     assert missing["s/run"] == "50.0" and "another GPU" in missing["trained on"] and missing["patches/s"] == "–"
     assert missing["parameters"] == row["parameters"]
+    damaged = [{"bands": None}, {"bands": 0}, {"seconds": "long"}, {"classes": []}]
+    for number, damage in enumerate(damaged):
+        bad = RunFolder(shutil.copytree(run.path, tmp_path / "runs" / f"bad{number}"))
+        bad.config.write_text(bad.config.read_text().replace("lr: 0.001", f"lr: 0.1{number}"))
+        bad.update_run(seed=number)
+        bad.run.write_text(json.dumps(about | damage))
+    (bad.path / "epochs.jsonl").write_text('{"epoch": 0}\n')
+    caplog.clear()
+    assert main.main(["tables", str(tmp_path / "runs"), "--layout", "cost"]) == 0
+    for number in range(len(damaged)):
+        assert f"{tmp_path / 'runs' / f'bad{number}'} is left out: its records are damaged: " in caplog.text
 
 
 # --- published numbers ------------------------------------------------------------------------------------------------
