@@ -29,7 +29,7 @@ def write_mat_v5(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 def write_mat_v73(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as a MATLAB v7.3 file (HDF5, axes reversed), atomically."""
     with replacing(path) as part:
-        with h5py.File(part.name, "w", userblock_size=_V73_BLOCK) as file:
+        with h5py.File(part.name, "w", userblock_size=_V73_BLOCK, locking=False) as file:      # `part` is locked
             for key, array in arrays.items():
                 data = file.create_dataset(key, data=np.asarray(array).T, compression="gzip", compression_opts=4)
                 kind = {"float64": "double", "float32": "single", "bool": "logical"}.get(str(array.dtype),
