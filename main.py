@@ -17,6 +17,9 @@ from typing import Any
 
 from utils import process  # first, before torch
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # Ctrl-C while all the rest is imported says nothing
+
 from tqdm import tqdm
 
 from model.errors import NonFiniteLossError, UserError, shortened
@@ -155,6 +158,8 @@ def main(argv: list[str]) -> int:
     """Run one command; a user's error becomes one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)      # a scheduler's stop is an interruption too
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:          # see above; elsewhere it may be ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     process.keep_freed_memory()
     try:
         with refusals_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,12 +30,14 @@ def write_mat_v5(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 def write_mat_v73(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as a MATLAB v7.3 file (HDF5, axes reversed), atomically."""
     with replacing(path) as part:
-        with h5py.File(part.name, "w", userblock_size=_V73_BLOCK) as file:
+        stored = io.BytesIO()                # HDF5 itself ends the process where the disk is full
+        with h5py.File(stored, "w", userblock_size=_V73_BLOCK) as file:
             for key, array in arrays.items():
                 data = file.create_dataset(key, data=np.asarray(array).T, compression="gzip", compression_opts=4)
                 kind = {"float64": "double", "float32": "single", "bool": "logical"}.get(str(array.dtype),
                                                                                          str(array.dtype))
                 data.attrs["MATLAB_class"] = np.bytes_(kind)
+        part.write(stored.getbuffer())
         _stamp(part, "MATLAB 7.3 MAT-file, HDF5 schema 1.00 .", bytes(8) + b"\x00\x02IM")
 
 

@@ -5,16 +5,19 @@ Standard library only.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 PART = ".part"                       # how the name of a file in the making ends; what stands before it is random
+_NAME = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(PART)}")
 LONGEST_NAME = 200                   # bytes; file systems take 255, and names of files add to it
 _NEVER = {"/", "\\", "\x7f", *map(chr, range(32))}             # in a plain name
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -25,12 +28,13 @@ def replacing(path: str | Path, sync: bool = False) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when the block has ended; it is yielded, open for writing.
 
     It lies in the same folder under a name that nobody can foresee, and is opened exclusively, so never through a link.
-    If the block fails, it is removed and `path` stays as it was.  Signals that stop the program wait.
+    If the block fails, it is removed and `path` stays as it was.  Signals that stop the program wait.  What a process
+    that was killed left half written in this folder goes.
 
     sync: have the disk hold all of it before it takes its place.
     """
     path = Path(path)
-    with signals_later(), named_in_errors(path), open(path.with_name(f".{secrets.token_hex(8)}{PART}"), "x+b") as file:
+    with signals_later(), named_in_errors(path), _new_part(path.parent) as file:
         try:
             yield file
             file.flush()
@@ -64,9 +68,38 @@ def sync_to_disk(path: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a process that was killed left half written in a folder that no other one works in."""
-    for path in folder.glob(f".*{PART}"):
-        path.unlink(missing_ok=True)
+    """Remove what processes that were killed left half written in a folder.
+
+    A file that is being written is locked, so it stays.  So does what this user may not list or remove.
+    """
+    left = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        left += [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
+    for path in left:
+        with suppress(OSError), open(path, "r+b", opener=_not_through_links) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+
+
+def _new_part(folder: Path) -> BinaryIO:
+    """A new file in a folder, locked until it is closed, where the file system has locks; the killed ones' go first."""
+    remove_parts(folder)
+    while True:
+        file = open(folder / f".{secrets.token_hex(8)}{PART}", "x+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:                      # another process just takes it for a killed one's
+            file.close()
+            continue
+        except OSError:                              # no locks here: then nobody removes it either
+            return file
+        if os.path.exists(file.name):
+            return file
+        file.close()
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 @contextmanager

@@ -1,116 +1,87 @@
-"""Kills, signals and full disks at any moment lose nothing, and every process makes the same bits."""
+"""Signals at any moment lose nothing, and every process makes the same bits.  See test_kills.py, test_full_disk.py."""
 
-import json
+import itertools
 import os
-import random
-import resource
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
+from importlib import import_module
 
 import pytest
-import yaml
 
 import main
-from conftest import same_state
-from utils.run import checkpoint
-from utils.run.folder import RunFolder
+from at_work import Place, bits, contents, make_old, parts, write_sweep_file
+from conftest import same_state, unheard
+from forked import finish
+from utils.run.folder import RunFolder, find_runs
 
-PROGRAM = Path(main.__file__)
-KILLS = 12
-LATEST_KILL = 4.0          # seconds after a process has started: imports, data, resume, first epochs
-HANGS = 600.0              # seconds that only end a test that hangs
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 pytestmark = pytest.mark.slow
 
 
-def start(words, *, limit=None, **environment):
-    """main.py in a process of its own; limit: bytes that no file may exceed, as on a full disk."""
-    shrink = None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.Popen([sys.executable, str(PROGRAM), *words], env={**os.environ, **environment},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=shrink)
-
-
-def finish(words, **options):
-    """Exit code and what was said on stderr."""
-    process = start(words, **options)
-    return (process.communicate(timeout=HANGS)[1], process.returncode)[::-1]
-
-
-def bits(run):
-    """All that a run has made, but for seconds."""
-    saved = checkpoint.load(run.checkpoint)
-    records = {path.name: [{key: value for key, value in record.items() if key != "seconds"}
-                           for record in run.records(path)] for path in (run.epochs, run.diagnostics)}
-    return {"method": saved["method"], "streams": saved["streams"], "selected": saved["state"]["selected"],
-            "records": records, "evaluation": json.loads(run.evaluation.read_text())}
-
-
 def test_hash_seeds_processes_and_sweeps_make_the_same_bits(pair, tmp_path):
-    words = pair.words("--recipe", "paper", "--oracle", "true")
-    for seed in ("0", "1"):
-        assert finish([*words, "--save_path", str(tmp_path), "--run_name", seed], PYTHONHASHSEED=seed)[0] == 0
-    settings = {name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])}
-    content = {"config": [], "settings": settings, "seeds": [333], "variants": [{}],
-               "save_path": str(tmp_path / "swept")}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
-    assert finish(["sweep", str(tmp_path / "sweep.yaml")], PYTHONHASHSEED="2")[0] == 0
-    swept, = (path.parent for path in (tmp_path / "swept").glob("*/config.yaml"))
-    first, *others = (bits(RunFolder(path)) for path in (tmp_path / "0", tmp_path / "1", swept))
+    """In processes that are started, not forked: hash seeds are drawn when Python starts."""
+    words, file = pair.words("--recipe", "paper", "--oracle", "true"), tmp_path / "sweep.yaml"
+    write_sweep_file(file, words, tmp_path / "swept", seeds=[333])
+    for seed, line in enumerate([*([*words, "--save_path", str(tmp_path), "--run_name", name] for name in "01"),
+                                 ["sweep", str(file)]]):
+        subprocess.run([sys.executable, main.__file__, *line], check=True, capture_output=True,
+                       env={**os.environ, "PYTHONHASHSEED": str(seed)})
+    (swept,) = find_runs([tmp_path / "swept"])
+    first, *others = (bits(run) for run in (RunFolder(tmp_path / "0"), RunFolder(tmp_path / "1"), swept))
     assert all(same_state(first, other) for other in others)
 
 
-def test_random_kills_lose_nothing(pair, tmp_path):
-    """Kills at random moments from a process's start, and at random moments after it has recorded an epoch."""
-    rng, run = random.Random(0), RunFolder(tmp_path / "runs" / "killed")
-    first = pair.words("--max_epoch", "100000", "--save_path", str(run.path.parent), "--run_name", "killed")
-    for number in range(KILLS):
-        before = len(run.records(run.epochs))
-        process = start(["--resume", str(run.path)] if run.checkpoint.exists() else first)
-        if number % 2:
-            time.sleep(rng.uniform(0, LATEST_KILL))
-        else:
-            end = time.monotonic() + HANGS
-            while len(run.records(run.epochs)) <= before and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        said = process.communicate()[1]
-        assert process.returncode == -signal.SIGKILL, said
-    done = checkpoint.load(run.checkpoint)["state"]["epoch"]
-    code, said = finish(["--resume", str(run.path), "--max_epoch", str(done + 1)])
-    assert code == 0, said
-    whole = pair.run("--max_epoch", str(done + 1), save_path=tmp_path / "whole")
-    assert same_state(bits(run), bits(whole))
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_while_the_program_is_loaded_ends_it_without_a_word(tmp_path, number):
+    (tmp_path / "tqdm.py").write_text(f"import os, time\nos.kill(os.getpid(), {number.value})\ntime.sleep(60)\n")
+    ended = subprocess.run([sys.executable, main.__file__], capture_output=True,
+                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-number, b"", b"")
 
 
 PHASES = ["load_data", "build_method", "save", "environment", "diagnose", "evaluate", "select", "check_finite",
           "score_run", "run_table"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.fixture(scope="module")
+def calls(shared_pair, tmp_path_factory):
+    """How often training calls the function of each phase."""
+    found = dict.fromkeys(PHASES, 0)
+
+    def counted(phase, plain):
+        def call(*arguments, **options):
+            found[phase] += 1
+            return plain(*arguments, **options)
+        return call
+
+    with pytest.MonkeyPatch.context() as patch, unheard():
+        for phase in PHASES:
+            patch.setattr(main, phase, counted(phase, getattr(main, phase)))
+        shared_pair.run("--recipe", "paper", save_path=tmp_path_factory.mktemp("counted"))
+    return found
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_signal_in_any_phase_loses_nothing(pair, train_once, tmp_path, monkeypatch, phase, number):
+def test_a_signal_in_any_phase_of_training_loses_nothing(pair, train_once, tmp_path, monkeypatch, calls, phase, number):
     """phase: the function of main.py after whose last call in the run the signal comes."""
-    plain, calls, stop = getattr(main, phase), [], [False]
+    plain, left = getattr(main, phase), itertools.count(calls[phase] - 1, -1)
 
     def signalled(*arguments, **options):
         result = plain(*arguments, **options)
-        calls.append(phase)
-        if stop[0] and len(calls) == last:
+        if next(left) == 0:
             os.kill(os.getpid(), number)
             time.sleep(0.01)                              # the handler runs before the next line
         return result
 
-    monkeypatch.setattr(main, phase, signalled)
     words = pair.words("--recipe", "paper", "--save_path", str(tmp_path / "runs"), "--run_name", "run")
-    assert main.main([*words[:-1], "counted"]) == 0
-    last, stop[0] = len(calls), True
-    calls.clear()
-    assert main.main(words) == 130
-    monkeypatch.setattr(main, phase, plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(main, phase, signalled)
+        assert main.main(words) == 130
     run = RunFolder(tmp_path / "runs" / "run")
     about = run.read_run()
     assert about.get("status") in ((None,) if not run.checkpoint.exists() else (None, "interrupted", "done", "running"))
@@ -119,30 +90,61 @@ def test_a_signal_in_any_phase_loses_nothing(pair, train_once, tmp_path, monkeyp
     assert run.read_run()["status"] == "done" and same_state(bits(run), bits(train_once("--recipe", "paper")))
 
 
-def told_in_one_line(code, said):
-    """Whether the last words are one line of ours."""
-    return code == 2 and "Traceback" not in said and "Error: " in said.strip().splitlines()[-1]
+PHASES_OF = {
+    "predict": ["utils.commands.apply.parse_command", "utils.commands.apply.load_run", "utils.commands.apply.map_scene",
+                "utils.commands.apply.write_map", "utils.figures.scenes.plot_maps", "utils.figures.sheet.save"],
+    "figures": ["utils.commands.results.finished_runs", "utils.figures.of_run.load_run",
+                "utils.figures.of_run.map_scene", "utils.figures.curves.plot_losses", "utils.figures.sheet.save"],
+    "tables": ["utils.tables.collect.collect", "utils.tables.layouts.make", "utils.commands.results.write_text",
+               "utils.commands.results.insert_table"]}
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(trained, pair, tmp_path):
-    run = trained("--recipe", "paper")
-    whole = pair.run("--recipe", "paper", "--max_epoch", "3", save_path=tmp_path / "a")
-    before, more = run.checkpoint.read_bytes(), ["--resume", str(run.path), "--max_epoch", "3"]
-    for limit in (0, 300, len(before) // 2, len(before) - 1):
-        code, said = finish(more, limit=limit)
-        assert told_in_one_line(code, said), said
-        assert run.checkpoint.read_bytes() == before and not list(run.path.glob("*.part*"))
-    assert finish(more)[0] == 0 and same_state(bits(run), bits(whole))
+def signal_after(place: str, number: signal.Signals) -> None:
+    """Have this process given a signal when the function MODULE.NAME has been called for the first time."""
+    module, _, name = place.rpartition(".")
+    plain, calls = getattr(import_module(module), name), itertools.count()
+
+    def signalled(*arguments, **options):
+        result = plain(*arguments, **options)
+        if next(calls) == 0:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        return result
+
+    setattr(import_module(module), name, signalled)
 
 
-@pytest.mark.parametrize("command", ["predict", "tables"])
-def test_a_full_disk_leaves_what_a_command_has_made_before(trained, tmp_path, command):
-    run, out = trained("--method", "erm"), tmp_path / "out"
-    out.mkdir()
-    words = ["predict", "--run", str(run.path), "--out", str(out / "map.tif")] if command == "predict" else \
-        ["tables", str(run.path), "--out", str(out)]
-    assert finish(words)[0] == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    code, said = finish(words, limit=min(map(len, before.values())) // 2)
-    assert told_in_one_line(code, said), said
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+def interrupted(words: list[str], place: str, number: signal.Signals) -> str:
+    """What the command says when it is given a signal there, and ends."""
+    code, said = finish(words, prepare=partial(signal_after, place, number))
+    assert code == 130 and "Traceback" not in said and "Error" not in said, (place, said)
+    return said
+
+
+@pytest.mark.parametrize("command", PHASES_OF)
+def test_a_signal_in_any_phase_of_a_command_leaves_every_file_old_or_new(train_once, tmp_path, command):
+    place = Place.made(tmp_path, train_once)
+    before, words = contents(tmp_path), place.words(command)
+    assert main.main(words) == 0
+    made = contents(tmp_path)
+    for phase, number in zip(PHASES_OF[command], itertools.cycle(SIGNALS)):
+        old = make_old(before, made)
+        interrupted(words, phase, number)
+        now = contents(tmp_path)
+        assert now.keys() == old.keys() and all(now[path] in (old[path], made[path]) for path in now), phase
+    assert main.main(words) == 0 and contents(tmp_path) == made
+
+
+def test_a_signal_in_any_phase_of_a_sweep_lets_it_go_on(pair, train_once, tmp_path):
+    file, runs = tmp_path / "sweep.yaml", tmp_path / "runs"
+    write_sweep_file(file, pair.words(), runs, seeds=[333], variants=[{"recipe": "paper"}, {"method": "erm"}])
+    phases = ["sweep.sweep_runs", "sweep.check_made", "sweep.write_plan", "process.locked", "process._last_line"]
+    for phase, number in zip(phases, itertools.cycle(SIGNALS)):
+        said = interrupted(["sweep", str(file)], f"utils.sweep.{phase}", number)
+        assert ("Interrupted; what was under way is saved." in said) == phase.startswith("process."), phase
+        assert not parts(tmp_path)
+    code, said = finish(["sweep", str(file)])
+    assert code == 0, said
+    made = {run.read_config().method: bits(run) for run in find_runs([runs])}
+    whole = {"s2amsnet": train_once("--recipe", "paper"), "erm": train_once("--method", "erm")}
+    assert same_state(made, {method: bits(run) for method, run in whole.items()})

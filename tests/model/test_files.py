@@ -1,5 +1,7 @@
 """Files replaced atomically: nothing half written stays, no link is followed, no signal comes in between."""
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -66,11 +68,57 @@ def test_a_signal_waits_until_the_file_is_there(tmp_path, number):
     assert (tmp_path / "a").read_bytes() == b"all of it" and os.listdir(tmp_path) == ["a"]
 
 
+def half_written(folder, digit="0"):
+    """What a killed process leaves."""
+    (path := folder / f".{16 * digit}{PART}").write_bytes(b"half")
+    return path
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_what_a_killed_process_left_in_a_folder_goes_when_the_next_one_writes_there(tmp_path, write):
+    half_written(tmp_path)
+    write(tmp_path / "x")
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_parts_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
-    for name in (f".0123{PART}", "a", f"b{PART}"):
-        (tmp_path / name).touch()
-    remove_parts(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["a", f"b{PART}"]
+    half_written(tmp_path), half_written(tmp_path, "1").rename(tmp_path / f"b{PART}")
+    (tmp_path / "a").touch()
+    (link := tmp_path / f".{16 * '2'}{PART}").symlink_to(tmp_path / "a")
+    os.mkfifo(queue := tmp_path / f".{16 * '3'}{PART}")
+    with replacing(tmp_path / "c") as file:                        # nor what is being written
+        remove_parts(tmp_path)
+        own = os.path.basename(file.name)
+        assert sorted(os.listdir(tmp_path)) == sorted([own, link.name, queue.name, "a", f"b{PART}"])
+    remove_parts(tmp_path / "nowhere")
+
+
+def test_a_part_that_another_process_takes_for_a_killed_ones_is_made_again(tmp_path, monkeypatch):
+    lock, met = fcntl.flock, []
+
+    def late(file, operation):
+        """The first time another process is faster, and has removed the file; the second time it is about to."""
+        met.append(file.name)
+        if len(met) == 1:
+            os.unlink(file.name)
+        if len(met) == 2:
+            raise BlockingIOError(errno.EAGAIN, "held")
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with replacing(tmp_path / "a") as file:
+        file.write(b"all of it")
+    assert len(set(met)) == 3 and (tmp_path / "a").read_bytes() == b"all of it"
+
+
+def test_without_locks_parts_stay_and_files_are_written_all_the_same(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    left = half_written(tmp_path)
+    write_text(tmp_path / "a", "new")
+    assert sorted(os.listdir(tmp_path)) == [left.name, "a"] and (tmp_path / "a").read_text() == "new"
 
 
 @pytest.mark.parametrize("name, plain", [

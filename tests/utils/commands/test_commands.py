@@ -193,6 +193,15 @@ def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
     assert len(commands) == 2 and all("--seed 1" in command for command in commands)
 
 
+def test_a_sweep_goes_on_with_a_run_that_was_killed_before_its_first_step(pair, tmp_path, capsys):
+    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
+    run = a_run_of_the_sweep(pair, tmp_path)
+    (run / "run.json").write_text('{"initial_weights": {}}')            # as between the first checkpoint and `begin`
+    capsys.readouterr()
+    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--print"]) == 0
+    assert f"--resume {run}" in capsys.readouterr().out
+
+
 def test_a_sweep_takes_no_run_on_other_data_as_done(pair, tmp_path, capsys, caplog):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0], variants=[{"method": "erm"}])
     words, run = ["sweep", str(tmp_path / "sweep.yaml")], a_run_of_the_sweep(pair, tmp_path)

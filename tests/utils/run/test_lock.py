@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import main
+from at_work import write_sweep_file
 from model.errors import RunFolderError
 from utils.run import checkpoint
 from utils.run.folder import RunFolder
 from utils.run.lock import INHERITED, LOCK, locked
+from utils.sweep import sweep
 
 ROOT = Path(main.__file__).parent
 HOLD = "import sys; from pathlib import Path; from utils.run.lock import locked\n" \
@@ -54,6 +57,43 @@ def test_two_processes_do_not_derive_the_same_run(trained, other_target, caplog,
         assert main.main(words) == 2
     assert "Another process works in" in caplog.text and contents(made) == before
     assert main.main(words) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command, middle", [
+    ("train", "main.fit"), ("resume", "main.fit"), ("figures", "utils.figures.sheet.save"),
+    ("transfer", "utils.trained.rescore.score_run"), ("refit", "utils.trained.rescore.score_run"),
+    ("sweep", "utils.sweep.process._wait")])
+def test_every_command_that_writes_in_a_run_folder_is_alone_there(trained, pair, other_target, tmp_path, monkeypatch,
+                                                                  command, middle):
+    """With the tests above, every pair of commands: whichever is there first, holds what the second one asks for."""
+    if command == "sweep":
+        write_sweep_file(tmp_path / "sweep.yaml", pair.words("--method", "erm"), tmp_path / "runs")
+        words = ["sweep", str(tmp_path / "sweep.yaml")]
+        (tmp_path / "main.py").touch()                     # a stand-in for the training process
+        (tmp_path / "utils").symlink_to(ROOT / "utils")
+        monkeypatch.setattr(sweep, "PROGRAM", str(tmp_path / "main.py"))
+    elif command == "train":
+        words = pair.words("--method", "erm", "--save_path", str(tmp_path / "runs"))
+    else:
+        run = str(trained("--method", "erm").path)
+        words = {"resume": ["--resume", run, "--max_epoch", "3"], "figures": ["figures", run], "refit": ["refit", run],
+                 "transfer": ["transfer", run, "--target_name", other_target]}[command]
+    module, _, name = middle.rpartition(".")
+    plain, met = getattr(import_module(module), name), []
+
+    def meet(*arguments, **options):
+        for path in (tmp_path / "runs").glob(f"*/{LOCK}"):
+            try:
+                with RunFolder(path.parent):
+                    pass
+            except RunFolderError as error:
+                met.append(str(error))
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(f"{module}.{name}", meet)
+    assert main.main(words) == 0
+    assert met and all("Another process works in" in told for told in met)
 
 
 def test_two_new_runs_of_one_name_do_not_mix(pair, tmp_path, capsys):

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from utils.run.folder import RunFolder, find_runs
 from utils.sweep.sweep import SweepConfig, sweep_runs
 
 Cluster = pytest.importorskip("ray.cluster_utils", reason="Ray, which is optional, is not installed").Cluster
+psutil = import_module("psutil")                                       # Ray brings it
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]        # one cluster, and one test at a time in it
 
@@ -144,16 +146,31 @@ def test_failures_are_listed_and_the_others_go_on(cluster, pair, tmp_path, caplo
     assert not list(runs.glob(".sweep-*"))
 
 
-def test_a_killed_machine_leaves_the_table_of_a_sequential_sweep(cluster, pair, tmp_path):
+def kill_a_worker(runs: Path, elsewhere: object) -> None:
+    """SIGKILL to the worker that has one of the runs, on another machine than this one."""
+    raylet = elsewhere.all_processes["raylet"][0].process.pid
+    training = [process for process in psutil.Process().children(recursive=True) if process.is_running() and
+                any(str(runs) in word for word in process.cmdline()) and process.parent().ppid() != raylet]
+    training[0].parent().kill()
+
+
+def test_a_killed_machine_and_worker_leave_the_table_of_a_sequential_sweep(cluster, pair, tmp_path):
     file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "20", "--oracle", "true"), seeds=[0], variants=[
         {"recipe": "paper"}, {"recipe": "released"}, {"method": "erm"}])
     train_here(file)
     sequential = written(runs)
     runs.rename(tmp_path / "sequential")
     machine = cluster.worker_nodes.copy().pop()
-    with once_under_way(runs, 2, lambda: cluster.remove_node(machine, allow_graceful=False)):
+
+    def strike() -> None:
+        kill_a_worker(runs, machine)
+        struck.append(len(under_way(runs)))
+        cluster.remove_node(machine, allow_graceful=False)
+
+    struck = []
+    with once_under_way(runs, 2, strike):
         assert main.main(["sweep", str(file), "--ray", cluster.address]) == 0
-    assert machine not in cluster.worker_nodes
+    assert struck and machine not in cluster.worker_nodes
     assert any("--resume" in run.read_run()["command"] for run in find_runs([runs]))
     assert written(runs) == sequential
     assert "tables/pairs.md" in sequential and sum(name.endswith("evaluation.json") for name in sequential) == 3
