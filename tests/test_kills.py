@@ -17,8 +17,8 @@ from forked import HANGS, Started, finish
 from utils.run import checkpoint
 from utils.run.folder import RunFolder, find_runs
 
-TRAINING_KILLS = 12
-SWEEP_KILLS = 4
+TRAINING_KILLS = 8
+SWEEP_KILLS = 3
 KILLS = 3                  # of the other commands, at random moments; one more in the act of replacing a file
 LATEST_KILL = 1.0          # seconds after a process has started: data, resume, first epochs
 

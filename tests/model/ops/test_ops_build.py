@@ -87,16 +87,16 @@ def elsewhere(source):
 
 @pytest.mark.slow
 @needs_kernels
-@pytest.mark.parametrize("damage", [lambda whole: whole[:len(whole) // 2], lambda whole: b"",
-                                    lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])], ids=["cut", "empty", "flipped"])
-def test_a_damaged_library_is_built_again(cache, damage):
-    """Cut to half, one was a SIGBUS; empty, it meant the reference ever after."""
+def test_a_damaged_library_is_built_again(cache):
+    """Cut to half, one was a SIGBUS; empty, it meant the reference ever after; one bit may be another."""
     source = one_function(cache)
     assert elsewhere(source) == "42\n"
     built, = (cache / "cache").glob("answer-*.so")
-    built.write_bytes(content := damage(built.read_bytes()))
-    assert not build.whole(built) and elsewhere(source) == "42\n"
-    assert build.whole(built) and built.read_bytes() != content
+    for damage in (lambda whole: whole[:len(whole) // 2], lambda whole: b"",
+                   lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])):
+        built.write_bytes(content := damage(built.read_bytes()))
+        assert not build.whole(built) and elsewhere(source) == "42\n"
+        assert build.whole(built) and built.read_bytes() != content
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from PIL import Image
 import main
 from conftest import same_state
 from datasets.readers import load_scene
+from forked import finish
 from model.settings import flipped_switches, recipe_switches
 from utils.released import weights
 from utils.run import checkpoint
@@ -173,23 +174,22 @@ def a_run_of_the_sweep(pair, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capfd):
+def test_a_sweep_runs_what_is_missing_and_nothing_twice(pair, tmp_path, capsys):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path)
-    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
+    code, said = finish(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"])
+    assert code == 0, said
     folders = sorted((tmp_path / "sweep").iterdir())
     folders = [folder for folder in folders if folder.is_dir()]
     assert len(folders) == 2 and all(RunFolder(folder).read_run()["status"] == "done" for folder in folders)
-    printed = capfd.readouterr()                       # one bar over all; what the runs say is in their logs
-    assert "2/2" in printed.err and not any("selection rule" in text or "step/s" in text for text in printed)
+    assert "2/2" in said and "step/s" not in said       # one bar over all; what the runs say is in their logs
     assert all("selection rule" in (folder / "log.txt").read_text() for folder in folders)
     times = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
     RunFolder(folders[0]).update_run(status="interrupted")
-    assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"]) == 0
+    assert finish(["sweep", str(tmp_path / "sweep.yaml"), "--seeds", "0"])[0] == 0
     after = [(folder / "evaluation.json").stat().st_mtime_ns for folder in folders]
     assert after[0] > times[0] and after[1] == times[1]
-    capfd.readouterr()
     assert main.main(["sweep", str(tmp_path / "sweep.yaml"), "--print"]) == 0
-    commands = capfd.readouterr().out.splitlines()
+    commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 2 and all("--seed 1" in command for command in commands)
 
 
@@ -235,11 +235,11 @@ def test_a_sweep_takes_no_run_of_other_settings_as_its_own(pair, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path, caplog):
+def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path):
     write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
                 variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
-    assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 1
-    assert re.search(r"failed: .*exit code 2: ConfigError: .*training_sample_ratio.*log\.txt", caplog.text)
+    code, said = finish(["sweep", str(tmp_path / "sweep.yaml")])
+    assert code == 1 and re.search(r"failed: .*exit code 2: ConfigError: .*training_sample_ratio.*log\.txt", said)
     assert len(list((tmp_path / "sweep").glob("*/evaluation.json"))) == 1
 
 

@@ -155,7 +155,7 @@ def kill_a_worker(runs: Path, elsewhere: object) -> None:
 
 
 def test_a_killed_machine_and_worker_leave_the_table_of_a_sequential_sweep(cluster, pair, tmp_path):
-    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "20", "--oracle", "true"), seeds=[0], variants=[
+    file, runs = write_sweep(tmp_path, pair.words("--max_epoch", "10", "--oracle", "true"), seeds=[0], variants=[
         {"recipe": "paper"}, {"recipe": "released"}, {"method": "erm"}])
     train_here(file)
     sequential = written(runs)
