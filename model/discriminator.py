@@ -24,16 +24,18 @@ class DiscriminatorStage(nn.Module):
         self.spatial_norm = nn.BatchNorm2d(out_channels)
         self.backend = backend
 
-    def forward(self, h: Tensor, weights: Tensor) -> Tensor:
-        return norm_relu_sum([self.spectral(h), self.spatial(h)], [self.spectral_norm, self.spatial_norm], weights,
-                             self.backend)
+    def forward(self, h: Tensor, weights: Tensor, domains: int = 1) -> Tensor:
+        return norm_relu_sum([self.spectral(h, domains), self.spatial(h)], [self.spectral_norm, self.spatial_norm],
+                             weights, self.backend, domains)
 
 
 class Discriminator(nn.Module):
     """Spectral–spatial classifier: [N, B, P, P] -> logits [N, K] (docs/method.md, "Discriminator").
 
     Three stages of width d, the branch weights one learnt 2-vector that they share; MaxPool(2); Linear -> d; ReLU;
-    Linear -> K.  Precision 'bf16' computes all but the last layer in bfloat16, by autocast; BatchNorm sums in float32.
+    Linear -> K.  In training a batch may hold several domains, equal parts one after the other, each with BatchNorm
+    statistics of its own: what a call for each would give.  Precision 'bf16' computes all but the last layer in
+    bfloat16, by autocast; BatchNorm sums in float32.
     """
 
     def __init__(self, bands: int, n_classes: int, patch_size: int, channels: int = 128, *,
@@ -47,13 +49,13 @@ class Discriminator(nn.Module):
         self.fc = nn.Linear(channels * (patch_size // 2) ** 2, channels)
         self.head = nn.Linear(channels, n_classes)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, domains: int = 1) -> Tensor:
         """[N, B, P, P] -> [N, d]."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low_precision):
             weights = self.branch_logits.softmax(0)
             h = x
             for stage in self.stages:
-                h = stage(h, weights)                              # [N, d, P, P]
+                h = stage(h, weights, domains)                     # [N, d, P, P]
             return functional.relu(self._linear(functional.max_pool2d(h, 2))).to(x.dtype)
 
     def _linear(self, pooled: Tensor) -> Tensor:
@@ -63,8 +65,8 @@ class Discriminator(nn.Module):
         weight = self.fc.weight.view(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
         return functional.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, self.fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+    def forward(self, x: Tensor, domains: int = 1) -> Tensor:
+        return self.head(self.features(x, domains))
 
     def run_stages(self, h: Tensor, stages: Iterable[DiscriminatorStage]) -> Tensor:
         """Some of the stages on their input, for methods that work between them: [N, C, P, P] -> [N, d, P, P], in the

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from model.layers import AdaIN, SpatialBranch, SpectralBranch
+from model.layers import AdaIN, SpatialBranch, SpectralBranch, styled
 
 STAGES = 3
 NOISE_DIM = 2
@@ -43,6 +42,7 @@ class Generator(nn.Module):
         self.stages = nn.ModuleList(
             GeneratorStage(c_in, c_out, spectral, spatial, kernel_activation, backend)
             for c_in, c_out in zip(widths[:-1], widths[1:]))
+        self.backend = backend
         self.shared_norm = norm == "adain_bn"
         self.adain = nn.ModuleList(AdaIN(channels, NOISE_DIM) for _ in range(1 if self.shared_norm else STAGES))
         self.norm = nn.BatchNorm2d(channels) if self.shared_norm else nn.Identity()
@@ -59,7 +59,7 @@ class Generator(nn.Module):
         h = x
         for i, (stage, z) in enumerate(zip(self.stages, noise)):
             adain = self.adain[0 if self.shared_norm else i]
-            h = functional.leaky_relu(self.norm(adain(stage(h), z)), LEAK)      # [N, c, P, P]
+            h = styled(stage(h), z, adain, self.norm, LEAK, self.backend)       # [N, c, P, P]
         keep, change = self.output_logits.softmax(0)
         return keep * x + change * self.decoder(h)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from model.ops import cpu, involution, resolve_backend
+from model.ops import cpu, involution, norms_cpu, resolve_backend
 from model.ops.build import DTYPES
 
 KERNEL_AREA = 9           # 3×3 involution
@@ -38,40 +38,47 @@ class Involution(nn.Module):
         self.conv2 = ConvModule(reduced, KERNEL_AREA * self.groups, 1, stride=1, padding=0, bias=True, conv_cfg=None,
                                 norm_cfg=None, act_cfg={"type": "ReLU"} if self.relu else None, inplace=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, domains: int = 1) -> Tensor:
         backend = resolve_backend(self.backend, x.device)
+        hidden = norm_relu_sum([self.conv1.conv(x)], [self.conv1.norm], None, backend, domains)    # [N, R, H, W]
         if backend == "cpu" and takes_kernels([x], [*self.conv1.norm.parameters(), *self.conv2.conv.parameters()]):
-            hidden = norm_relu_sum([self.conv1.conv(x)], [self.conv1.norm], None, backend)
             return cpu.generated_involution(x.to(hidden.dtype), hidden, self.conv2.conv.weight, self.conv2.conv.bias,
                                             self.relu)
         if backend == "cupy":
-            return involution(x, self._tap_major_kernel(x), backend=backend, relu=self.relu)
+            return involution(x, self._tap_major_kernel(hidden), backend=backend, relu=self.relu)
         n, _, h, w = x.shape
-        kernel = self.conv2(self.conv1(x)).view(n, self.groups, KERNEL_AREA, h, w)
+        kernel = self.conv2(hidden).view(n, self.groups, KERNEL_AREA, h, w)
         return involution(x, kernel, backend="reference")
 
-    def _tap_major_kernel(self, x: Tensor) -> Tensor:
+    def _tap_major_kernel(self, hidden: Tensor) -> Tensor:
         """The kernels [N, G, 9, H, W] before their activation, neighbouring groups side by side in channels_last: the
         rows of the last convolution are put in the order [9, G]."""
-        n, _, h, w = x.shape
+        n, _, h, w = hidden.shape
         weight, bias = (p.unflatten(0, (self.groups, KERNEL_AREA)).transpose(0, 1).flatten(0, 1)
                         for p in (self.conv2.conv.weight, self.conv2.conv.bias))
-        kernel = functional.conv2d(self.conv1(x), weight, bias)
+        kernel = functional.conv2d(hidden, weight, bias)
         return kernel.view(n, KERNEL_AREA, self.groups, h, w).transpose(1, 2)
 
 
 def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
-                  backend: str = "auto") -> Tensor:
+                  backend: str = "auto", domains: int = 1) -> Tensor:
     """sum_b weights[b]·relu(norms[b](inputs[b])), without weights their plain sum.
 
-    [N, C, H, W] each -> [N, C, H, W].
+    [N, C, H, W] each -> [N, C, H, W].  In training each of the domains, equal parts of the batch one after the other,
+    has statistics of its own.
     """
     if resolve_backend(backend, inputs[0].device) == "cpu" and takes_kernels(inputs, [norm.weight for norm in norms]):
-        several_values = inputs[0].numel() > inputs[0].shape[1]         # per channel; else the norm itself complains
+        several_values = inputs[0].numel() > domains * inputs[0].shape[1]   # per channel; else the norm itself complains
         if several_values and (norms[0].training or not torch.is_grad_enabled()):   # no gradient in evaluation mode
-            return cpu.norm_relu_sum(inputs, norms, weights)
-    branches = [functional.relu(norm(x)) for norm, x in zip(norms, inputs)]
-    return sum(branches if weights is None else [w * branch for w, branch in zip(weights, branches)])
+            return norms_cpu.norm_relu_sum(inputs, norms, weights, domains)
+    branches = [functional.relu(normalise(norm, x, domains)) for norm, x in zip(norms, inputs)]
+    first, *others = branches if weights is None else [w * branch for w, branch in zip(weights, branches)]
+    return sum(others, first)
+
+
+def normalise(norm: nn.BatchNorm2d, x: Tensor, domains: int) -> Tensor:
+    """BatchNorm of [N, C, H, W], in training of each domain by itself."""
+    return torch.cat([norm(part) for part in x.chunk(domains)]) if norm.training and domains > 1 else norm(x)
 
 
 def takes_kernels(images: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
@@ -90,8 +97,8 @@ class SpectralBranch(nn.Module):
         self.involution = Involution(in_channels, kernel_activation, backend)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(self.involution(h))
+    def forward(self, h: Tensor, domains: int = 1) -> Tensor:
+        return self.conv(self.involution(h, domains))
 
 
 class SpatialBranch(nn.Module):
@@ -118,6 +125,15 @@ class AdaIN(nn.Module):
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         gamma, beta = self.fc(z)[:, :, None, None].chunk(2, dim=1)      # [N, C, 1, 1] each
         return (1 + gamma) * functional.instance_norm(h, eps=1e-5) + beta
+
+
+def styled(h: Tensor, z: Tensor, adain: AdaIN, norm: nn.Module, leak: float, backend: str = "auto") -> Tensor:
+    """leaky_relu(norm(adain(h, z)), leak), norm a BatchNorm or the identity: [N, C, H, W], noise [N, 2] -> [N, C, H, W]."""
+    batch_norm = norm if isinstance(norm, nn.BatchNorm2d) else None
+    if resolve_backend(backend, h.device) == "cpu" and takes_kernels([h], [*adain.parameters(), *norm.parameters()]):
+        if h.dtype == torch.float32 and (batch_norm is None or norm.training):
+            return norms_cpu.adaptive_norm(h, adain.fc(z), batch_norm, leak)
+    return functional.leaky_relu(norm(adain(h, z)), leak)
 
 
 class BlurDownsample(nn.Module):

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+SHORTEST = 1e-12          # length of a feature vector, as functional.normalize has it
 
 def kl_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
     """KL(softmax(z_aug) ‖ softmax(z_mix)), batch mean, from log-softmax.  Logits [N, K] twice -> scalar (nats).
@@ -55,18 +57,6 @@ def info_nce(z: Tensor, z_prime: Tensor, temperature: float) -> Tensor:
     return (logits.masked_fill(itself, -torch.inf).logsumexp(1) - positive).mean()
 
 
-def info_nce_in_blocks(z: Tensor, z_prime: Tensor, temperature: float, within_prime: Tensor) -> Tensor:
-    """`info_nce` from three N×N blocks in place of 2N×2N products; `within_prime` = z'z'ᵀ, which several z share.
-
-    Each view's term is a cross-entropy over the other views, whose right class is the partner.
-    """
-    across = z @ z_prime.T                                                    # [N, N] s(z_i, z'_k)
-    partner = torch.arange(len(z), device=z.device)
-    terms = [functional.cross_entropy(torch.cat([others, without_diagonal(own)], 1) / temperature, partner)
-             for own, others in ((gram(z), across), (within_prime, across.T))]
-    return sum(terms) / 2
-
-
 def mutual_information(generated: Sequence[Tensor], source: Sequence[Tensor], temperature: float,
                        normalise: bool) -> Tensor:
     """MI(x, x̂): mean over the tapped layers of InfoNCE between φ_l(x̂) and φ_l(x), each [N, D_l] -> scalar (nats).
@@ -81,37 +71,42 @@ def mutual_information(generated: Sequence[Tensor], source: Sequence[Tensor], te
     return torch.stack(list(terms())).mean()
 
 
-def mutual_information_sum(generated: Sequence[Sequence[Tensor]], source: Sequence[Tensor], temperature: float,
-                           normalise: bool) -> Tensor:
-    """Σ MI(x, x̂) over several x̂, each as `mutual_information`, with the source's own products made once."""
+def mutual_information_sum(features: Sequence[Tensor], temperature: float, normalise: bool) -> Tensor:
+    """Σ MI(x, x̂) over several x̂, each as `mutual_information` and of all layers at once; per tapped layer the features
+    of x and of every x̂, [1 + number of x̂, N, D_l] -> scalar (nats).
+
+    Each view's term is a cross-entropy over the other views, partner's kind first, whose right class is the partner.
+    """
+    own, across = map(torch.stack, zip(*map(_Products.apply, features)))                  # [L, V, N, N], [L, N, (V - 1) N]
+    across = across.unflatten(2, (-1, across.shape[1])).transpose(1, 2)                   # [L, V - 1, N (x), N (x̂)]
     if normalise:
-        source = [functional.normalize(f, dim=1) for f in source]
-        generated = [[functional.normalize(f, dim=1) for f in features] for features in generated]
-    products = [gram(f) for f in source]
-    terms = [info_nce_in_blocks(z, z_prime, temperature, within) for features in generated
-             for z, z_prime, within in zip(features, source, products, strict=True)]
-    return torch.stack(terms).sum() / len(source)
+        inverse = own.diagonal(dim1=2, dim2=3).clamp_min(SHORTEST ** 2).rsqrt()           # [L, V, N]
+        own = own * inverse[..., None] * inverse[..., None, :]
+        across = across * inverse[:, :1, :, None] * inverse[:, 1:, None]
+    itself = torch.eye(own.shape[-1], dtype=torch.bool, device=own.device)
+    others = own.masked_fill(itself, -torch.inf)
+    logits = torch.cat([torch.cat([across, others[:, :1].expand_as(across)], 3),
+                        torch.cat([across.mT, others[:, 1:]], 3)], 1) / temperature       # [L, 2 (V - 1), N, 2 N]
+    terms = -logits.log_softmax(3).diagonal(dim1=2, dim2=3)                               # [L, 2 (V - 1), N]
+    return terms.sum(1).mean() / 2
 
 
-def gram(z: Tensor) -> Tensor:
-    """z zᵀ: [N, D] -> [N, N]."""
-    return _Gram.apply(z)
+class _Products(torch.autograd.Function):
+    """Features [V, N, D] -> inner products of each kind [V, N, N], and of the first with all the others [N, (V − 1) N].
 
-
-class _Gram(torch.autograd.Function):
-    """Half the cost of autograd's own gradient, which multiplies once per factor."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return z @ z.T
+    Autograd's own gradient would multiply once per factor of the former, and keep a gradient for every use.
+    """
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        z, = ctx.saved_tensors
-        return (grad + grad.T) @ z
+    def forward(ctx, f: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(f)
+        return f @ f.mT, f[0] @ f[1:].flatten(0, 1).T
 
-
-def without_diagonal(products: Tensor) -> Tensor:
-    """−∞ on the diagonal: a view is not its own negative."""
-    return products.diagonal_scatter(products.new_full(products.shape[:1], -torch.inf))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, own: Tensor, across: Tensor) -> Tensor:
+        f, = ctx.saved_tensors
+        grad = (own + own.mT) @ f
+        grad[0].addmm_(across, f[1:].flatten(0, 1))
+        grad[1:].view(-1, f.shape[2]).addmm_(across.T, f[0])
+        return grad

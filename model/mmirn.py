@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,9 +11,11 @@ from torch.nn import functional
 
 from model.errors import ConfigError
 from model.layers import BlurDownsample, ResidualBlock
+from model.ops import norms_cpu, resolve_backend
 
 LAST_LAYER = 17
 PADDING = 3               # of layer 0
+INSIDE_FUSED = {2, 3, 5, 6, 9, 10}      # a norm before its ReLU, a ReLU before its blur
 MIN_PATCH = 5             # reflection padding by 3, then two downsamplings and reflection padding by 1
 
 
@@ -46,13 +49,71 @@ class MMIRN(nn.Module):
     def forward(self, x: Tensor, compact: bool = False) -> list[Tensor]:
         """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth.
 
-        Layer 0 repeats pixels.  `compact` gives each of them once, times the root of how often it occurs: the same
-        inner products from fewer than half the values.
+        `compact` gives vectors with the same inner products: the pixels that layer 0 repeats come once, times the root
+        of how often; on a CPU the features of a layer come in another order, from fewer and larger operations.
         """
-        outputs = self.layer_outputs(x)
-        if compact and 0 in outputs:
+        if not compact:
+            return [h.flatten(1) for h in self.layer_outputs(x).values()]
+        outputs = self.fused_outputs(x) if self.fuses(x) else self.layer_outputs(x)
+        if 0 in outputs:
             outputs[0] = x * repetitions(x.shape[-1], x.device).to(x.dtype).sqrt()
         return [h.flatten(1) for h in outputs.values()]
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `fused_outputs` works: float32 on a CPU, no tap between a norm and what is fused with it."""
+        return x.dtype == torch.float32 and resolve_backend("auto", x.device) == "cpu" and not self.taps & INSIDE_FUSED
+
+    def fused_outputs(self, x: Tensor) -> dict[int, Tensor]:
+        """`layer_outputs` with the channels innermost, [N, H_l, W_l, C_l]: norm, ReLU and blur in one operation
+        (model/ops/instance.cpp), convolutions of small maps as products with one matrix each."""
+        outputs, h, layers = {}, x.permute(0, 2, 3, 1), list(self.model)
+        for i, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv2d):
+                h = reflected_conv(h, layer) if i == 1 else padded_conv(h, layer)
+            elif isinstance(layer, nn.InstanceNorm2d):
+                kinds = [type(other) for other in layers[i + 1:i + 3]]
+                h = norms_cpu.instance_norm(h, relu=True, blur=BlurDownsample in kinds)
+            elif isinstance(layer, ResidualBlock):
+                first, second = (part for part in layer.conv_block if isinstance(part, nn.Conv2d))
+                inner = norms_cpu.instance_norm(reflected_conv(h, first), relu=True)
+                h = norms_cpu.instance_norm(reflected_conv(inner, second), residual=h)
+            if i in self.taps:
+                outputs[i] = h
+        return outputs
+
+
+def reflected_conv(h: Tensor, layer: nn.Conv2d) -> Tensor:
+    """The convolution behind a reflection padding that keeps the size: h [N, H, W, C] -> [N, H, W, O]."""
+    return convolved(h, layer, "reflect")
+
+
+def padded_conv(h: Tensor, layer: nn.Conv2d) -> Tensor:
+    """The convolution with its zero padding: h [N, H, W, C] -> [N, H, W, O]."""
+    return convolved(h, layer, "constant")
+
+
+def convolved(h: Tensor, layer: nn.Conv2d, mode: str) -> Tensor:
+    n, height, width, channels = h.shape
+    out, _, size, _ = layer.weight.shape
+    if height * width > size * size:
+        image, pad = h.permute(0, 3, 1, 2), size // 2
+        if mode == "reflect":
+            image = functional.pad(image, (pad,) * 4, mode="reflect")
+        return functional.conv2d(image, layer.weight, layer.bias, padding=0 if mode == "reflect" else pad).permute(0, 2, 3, 1)
+    taps = tap_matrix(height, width, size, mode)                                      # [k², HW·HW]
+    pixels = height * width
+    matrix = (layer.weight.view(out * channels, size * size) @ taps).view(out, channels, pixels, pixels)
+    matrix = matrix.permute(3, 0, 2, 1).reshape(pixels * out, pixels * channels)      # [HW·O, HW·C]
+    return functional.linear(h.reshape(n, -1), matrix, layer.bias.repeat(pixels)).view(n, height, width, out)
+
+
+@functools.cache
+def tap_matrix(height: int, width: int, size: int, mode: str) -> Tensor:
+    """[k², HW (in) · HW (out)]: 1 where a tap reads a pixel for another."""
+    pixels = torch.eye(height * width).view(1, height * width, height, width)
+    pad = size // 2
+    padded = functional.pad(pixels, (pad,) * 4, mode=mode)
+    return functional.unfold(padded.transpose(0, 1), size).permute(1, 0, 2).reshape(size * size, -1).contiguous()
 
 
 def repetitions(size: int, device: torch.device) -> Tensor:

@@ -28,6 +28,7 @@ from model.settings import Settings
 from model.spectra import PROJECTIONS, PhysicalBranch
 from model.states import buffers_kept, frozen, statistics_frozen, statistics_in_order
 
+ONE_PASS = {False: 2 ** 21, True: 2 ** 26}      # on CUDA? -> most values of a layer of F for all domains together
 CONSISTENCY = {"kl": kl_consistency, "released": released_consistency, "js": js_consistency}
 
 
@@ -198,8 +199,8 @@ class S2AMSnet(Method):
             return {"mi": sum(mutual_information(self.mmirn(domains[name]), source, self.settings.temp, normalise)
                               for name in self.names)}
         together = self.mmirn(torch.cat([x, *(domains[name] for name in self.names)]), compact=True)
-        source, *generated = zip(*(features.chunk(1 + len(self.names)) for features in together))
-        return {"mi": mutual_information_sum(generated, source, self.settings.temp, normalise)}
+        views = [features.unflatten(0, (1 + len(self.names), len(x))) for features in together]
+        return {"mi": mutual_information_sum(views, self.settings.temp, normalise)}
 
     def max_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """L_max = −consistency_weight·adversarial_weight·C + mi_weight·MI over the terms that are there."""
@@ -216,9 +217,15 @@ class S2AMSnet(Method):
 
     def classify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch that shares statistics."""
-        if not self.joint:
+        if not (self.joint or self.in_one_pass(*images.values())):
             return {name: self.discriminator(image) for name, image in images.items()}
-        return dict(zip(images, self.discriminator(torch.cat(list(images.values()))).chunk(len(images))))
+        logits = self.discriminator(torch.cat(list(images.values())), 1 if self.joint else len(images))
+        return dict(zip(images, logits.chunk(len(images))))
+
+    def in_one_pass(self, image: Tensor, *_: Tensor) -> bool:
+        """Whether images of this size go through F as one batch: those of all domains are small enough together."""
+        pixels = 2 * len(self.names) * image.numel() // image.shape[1]
+        return not self.plain and pixels * self.settings.pro_dim <= ONE_PASS[self.device.type == "cuda"]
 
     @property
     def plain(self) -> bool:
@@ -229,10 +236,10 @@ class S2AMSnet(Method):
         """The images in groups that the loss couples through C.
 
         A group can go forward and backward before the next one comes, which is exact and keeps half the activations.
-        BatchNorm's running statistics come out as if all passes had been made in the images' order.  The reference
-        backend gives all images at once, and so does the joint batch.
+        BatchNorm's running statistics come out as if all passes had been made in the images' order.  All images make one
+        group where they go through F as one batch, and with the reference backend.
         """
-        if self.plain or self.joint:
+        if self.plain or self.joint or self.in_one_pass(*images.values()):
             groups = [list(images)]
         else:
             groups = list(dict.fromkeys(tuple(other for other in images if other == name or self.are_pair(name, other))

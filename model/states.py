@@ -16,12 +16,13 @@ from model.graphs import uncompiled, untraced
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Inside, the network's parameters get no gradient; its mode stays as it is."""
-    for parameter in network.parameters():
+    parameters = list(network.parameters())
+    for parameter in parameters:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in network.parameters():
+        for parameter in parameters:
             parameter.requires_grad_(True)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import torch
@@ -141,6 +141,16 @@ class Method(nn.Module):
                 else:
                     group["lr"] = rate
 
+    def ensure_training(self) -> None:
+        """Training mode.  To set it costs as much as many convolutions of small maps: done where it changes something."""
+        if not all(part.training for part in self.parts):
+            self.train()
+
+    @cached_property
+    def parts(self) -> list[nn.Module]:
+        """This module and all those in it."""
+        return list(self.modules())
+
     def average(self) -> None:
         """Move the averaged discriminator, running statistics included, towards the trained one (Polyak averaging, by
         exponential weights; the first steps, unlike the trained network, are forgotten sooner)."""
@@ -149,11 +159,17 @@ class Method(nn.Module):
         self.averaged_steps += 1
         done = float(self.averaged_steps)
         keep = min(self.settings.weight_averaging, (1 + done) / (10 + done))
-        for own, trained in zip(self.averaged.state_dict().values(), self.discriminator.state_dict().values()):
-            if own.is_floating_point():
-                own.lerp_(trained, 1 - keep)
-            else:
-                own.copy_(trained)
+        own, trained, counts = self.averaged_pairs
+        torch._foreach_lerp_(own, trained, 1 - keep)
+        for count, value in counts:
+            count.copy_(value)
+
+    @cached_property
+    def averaged_pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """The averaged discriminator's floating-point tensors, the trained one's, and the pairs of all others."""
+        pairs = list(zip(self.averaged.state_dict().values(), self.discriminator.state_dict().values()))
+        own, trained = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
+        return list(own), list(trained), [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @contextmanager
     def evaluating(self, clean: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
@@ -199,7 +215,7 @@ def capturable(step: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str
     """
     @wraps(step)
     def run(self: Method, *given: Tensor) -> dict[str, float]:
-        self.train()
+        self.ensure_training()
         if (self.settings.compile or self.settings.cuda_graph) and self.fast_step is None:
             self.fast_step = prepare(self, partial(step, self))
         found = as_floats(self.fast_step(*given) if self.fast_step else step(self, *given))

@@ -85,6 +85,14 @@ inline Float<W> in_turns(Float<W> a, Float<W> b, Float<W> c, std::integer_sequen
     }
 }
 
+// Applies step(width, c) to all channels: 16 at a time, then one at a time.
+template <typename Step> inline void along_channels(Index channels, Step step) {
+    Index c = 0;
+    for (; c + 16 <= channels; c += 16) step(std::integral_constant<int, 16>(), c);
+    if (c + 8 <= channels) { step(std::integral_constant<int, 8>(), c); c += 8; }
+    for (; c < channels; ++c) step(std::integral_constant<int, 1>(), c);
+}
+
 // Floats on a cache line's border, zero at first.
 class Buffer {
 public:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.layers import Involution, norm_relu_sum
-from model.ops import cpu, involution, reference
+from model.ops import cpu, involution, norms_cpu, reference
 
 needs_kernels = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=f"no C++: {cpu.unavailable_reason()}")
 SIZES = [(2, 1, 3, 3), (1, 2, 1, 4), (2, 3, 5, 1), (1, 5, 1, 1), (3, 8, 4, 7), (2, 14, 5, 5), (2, 25, 5, 4),
@@ -81,38 +81,6 @@ def test_winograd_equals_the_direct_convolution(size, out_channels):
 
 
 @needs_kernels
-@pytest.mark.parametrize("channels,size", [(1, 3), (7, 5), (25, 4), (48, 3)])
-@pytest.mark.parametrize("count", [1, 2])
-def test_norm_relu_sum_equals_its_parts(channels, size, count):
-    """Output, all gradients, running statistics; then evaluation mode."""
-    weights = torch.tensor([0.3, 0.7][:count], requires_grad=True) if count == 2 else None
-    inputs = [image(6, channels, size, size, seed=i) for i in range(count)]
-    results = []
-    for operator in (cpu.norm_relu_sum, plain_norm_relu_sum):
-        norms = [nn.BatchNorm2d(channels, momentum=momentum) for momentum in (0.1, None)[:count]]
-        for i, norm in enumerate(norms):
-            norm.weight.data, norm.bias.data = image(channels, seed=3 + i).data, image(channels, seed=5 + i).data
-        wanted = [*inputs, *(p for norm in norms for p in norm.parameters()), *([weights] if count == 2 else [])]
-        for _ in range(2):
-            found = value_and_gradients(lambda *_: operator([x * 3 + 50 for x in inputs], norms, weights), wanted)
-        buffers = [buffer.float() for norm in norms for buffer in norm.buffers()]
-        for norm in norms:
-            norm.eval()
-        with torch.no_grad():
-            evaluated = operator([x * 3 + 50 for x in inputs], norms, weights)
-        results.append(([found[0], *buffers, evaluated], found[1:]))
-    (values, gradients), (true_values, true_gradients) = results
-    assert all(relative(ours, theirs) < 1e-5 for ours, theirs in zip(values, true_values))
-    for ours, theirs in zip(gradients, true_gradients):
-        assert relative(ours, theirs) < 1e-4 or theirs.norm() < 1e-3       # of x: nothing is left in one value's norm
-
-
-def plain_norm_relu_sum(inputs, norms, weights):
-    branches = [functional.relu(norm(x)) for norm, x in zip(norms, inputs)]
-    return sum(branches if weights is None else [w * branch for w, branch in zip(weights, branches)])
-
-
-@needs_kernels
 def test_what_the_kernels_cannot_take_goes_to_plain_pytorch():
     """Other types of parameters, nothing, one value per channel, inputs of two sizes."""
     x = image(2, 20, 3, 3).detach()
@@ -136,7 +104,7 @@ def test_what_the_kernels_cannot_take_goes_to_plain_pytorch():
 def test_a_nan_is_not_hidden_by_a_relu():
     x, norm = image(2, 20, 3, 3).detach(), nn.BatchNorm2d(20)
     x[0, 4, 1, 1] = torch.nan
-    assert cpu.norm_relu_sum([x], [norm], None)[:, 4].isnan().all()
+    assert norms_cpu.norm_relu_sum([x], [norm], None)[:, 4].isnan().all()
     kernel = image(2, 6, 9, 3, 3).detach()
     kernel[0, 0, 4, 1, 1] = torch.nan
     assert cpu.involution(image(2, 20, 3, 3), kernel, relu=True)[0, :3, 1, 1].isnan().all()
@@ -150,7 +118,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         norm = nn.BatchNorm2d(48)
-        y = cpu.norm_relu_sum([cpu.generated_involution(*inputs)], [norm], None)
+        y = norms_cpu.norm_relu_sum([cpu.generated_involution(*inputs)], [norm], None)
         results.append([y, norm.running_var, *torch.autograd.grad(y.square().sum(), inputs)])
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
