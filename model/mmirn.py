@@ -69,51 +69,45 @@ class MMIRN(nn.Module):
         outputs, h, layers = {}, x.permute(0, 2, 3, 1), list(self.model)
         for i, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
-                h = reflected_conv(h, layer) if i == 1 else padded_conv(h, layer)
+                h = convolved(h, layer, "reflect" if i == 1 else "constant")
             elif isinstance(layer, nn.InstanceNorm2d):
-                kinds = [type(other) for other in layers[i + 1:i + 3]]
-                h = norms_cpu.instance_norm(h, relu=True, blur=BlurDownsample in kinds)
+                h = norms_cpu.instance_norm(h, relu=True, blur=isinstance(layers[i + 2], BlurDownsample))
             elif isinstance(layer, ResidualBlock):
                 first, second = (part for part in layer.conv_block if isinstance(part, nn.Conv2d))
-                inner = norms_cpu.instance_norm(reflected_conv(h, first), relu=True)
-                h = norms_cpu.instance_norm(reflected_conv(inner, second), residual=h)
+                inner = norms_cpu.instance_norm(convolved(h, first, "reflect"), relu=True)
+                h = norms_cpu.instance_norm(convolved(inner, second, "reflect"), residual=h)
             if i in self.taps:
                 outputs[i] = h
         return outputs
 
 
-def reflected_conv(h: Tensor, layer: nn.Conv2d) -> Tensor:
-    """The convolution behind a reflection padding that keeps the size: h [N, H, W, C] -> [N, H, W, O]."""
-    return convolved(h, layer, "reflect")
+def convolved(h: Tensor, layer: nn.Conv2d, border: str) -> Tensor:
+    """The convolution k×k of a map that keeps its size, its border of zeros ('constant') or reflected ('reflect'):
+    h [N, H, W, C] -> [N, H, W, O].
 
-
-def padded_conv(h: Tensor, layer: nn.Conv2d) -> Tensor:
-    """The convolution with its zero padding: h [N, H, W, C] -> [N, H, W, O]."""
-    return convolved(h, layer, "constant")
-
-
-def convolved(h: Tensor, layer: nn.Conv2d, mode: str) -> Tensor:
+    Where the map has no more pixels than the kernel has taps, it is a product with one matrix, which holds for every
+    pair of pixels the taps that lead from one to the other.
+    """
     n, height, width, channels = h.shape
     out, _, size, _ = layer.weight.shape
-    if height * width > size * size:
-        image, pad = h.permute(0, 3, 1, 2), size // 2
-        if mode == "reflect":
-            image = functional.pad(image, (pad,) * 4, mode="reflect")
-        return functional.conv2d(image, layer.weight, layer.bias, padding=0 if mode == "reflect" else pad).permute(0, 2, 3, 1)
-    taps = tap_matrix(height, width, size, mode)                                      # [k², HW·HW]
-    pixels = height * width
-    matrix = (layer.weight.view(out * channels, size * size) @ taps).view(out, channels, pixels, pixels)
-    matrix = matrix.permute(3, 0, 2, 1).reshape(pixels * out, pixels * channels)      # [HW·O, HW·C]
+    pixels, pad = height * width, size // 2
+    if pixels > size * size:
+        image = h.permute(0, 3, 1, 2)
+        if border == "reflect":
+            image, pad = functional.pad(image, (pad,) * 4, mode=border), 0
+        return functional.conv2d(image, layer.weight, layer.bias, padding=pad).permute(0, 2, 3, 1)
+    matrix = layer.weight.view(out * channels, size * size) @ tap_table(height, width, size, border)
+    matrix = matrix.view(out, channels, pixels, pixels).permute(3, 0, 2, 1).reshape(pixels * out, pixels * channels)
     return functional.linear(h.reshape(n, -1), matrix, layer.bias.repeat(pixels)).view(n, height, width, out)
 
 
 @functools.cache
-def tap_matrix(height: int, width: int, size: int, mode: str) -> Tensor:
-    """[k², HW (in) · HW (out)]: 1 where a tap reads a pixel for another."""
-    pixels = torch.eye(height * width).view(1, height * width, height, width)
-    pad = size // 2
-    padded = functional.pad(pixels, (pad,) * 4, mode=mode)
-    return functional.unfold(padded.transpose(0, 1), size).permute(1, 0, 2).reshape(size * size, -1).contiguous()
+def tap_table(height: int, width: int, size: int, border: str) -> Tensor:
+    """How often a tap leads from one pixel to another: [k², HW (from) · HW (to)]."""
+    with torch.inference_mode(False), torch.no_grad():             # it is kept, whoever asks first
+        pixels = torch.eye(height * width).view(height * width, 1, height, width)
+        around = functional.pad(pixels, (size // 2,) * 4, mode=border)
+        return functional.unfold(around, size).transpose(0, 1).flatten(1).contiguous()
 
 
 def repetitions(size: int, device: torch.device) -> Tensor:

@@ -217,14 +217,15 @@ class S2AMSnet(Method):
 
     def classify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch that shares statistics."""
-        if not (self.joint or self.in_one_pass(*images.values())):
+        if not (self.joint or self.in_one_pass(images)):
             return {name: self.discriminator(image) for name, image in images.items()}
         logits = self.discriminator(torch.cat(list(images.values())), 1 if self.joint else len(images))
         return dict(zip(images, logits.chunk(len(images))))
 
-    def in_one_pass(self, image: Tensor, *_: Tensor) -> bool:
-        """Whether images of this size go through F as one batch: those of all domains are small enough together."""
-        pixels = 2 * len(self.names) * image.numel() // image.shape[1]
+    def in_one_pass(self, images: dict[str, Tensor]) -> bool:
+        """Whether images of this size go through F as one batch: all domains' together are small enough."""
+        n, _, height, width = next(iter(images.values())).shape
+        pixels = 2 * len(self.names) * n * height * width
         return not self.plain and pixels * self.settings.pro_dim <= ONE_PASS[self.device.type == "cuda"]
 
     @property
@@ -239,18 +240,15 @@ class S2AMSnet(Method):
         BatchNorm's running statistics come out as if all passes had been made in the images' order.  All images make one
         group where they go through F as one batch, and with the reference backend.
         """
-        if self.plain or self.joint or self.in_one_pass(*images.values()):
+        if self.plain or self.joint or self.in_one_pass(images):
             groups = [list(images)]
         else:
-            groups = list(dict.fromkeys(tuple(other for other in images if other == name or self.are_pair(name, other))
-                                        for name in images))
+            pairs = {pair for one in self.pairs for pair in (one, one[::-1])} | {(name, name) for name in images}
+            groups = list(dict.fromkeys(tuple(other for other in images if (name, other) in pairs) for name in images))
         order = [list(images).index(name) for group in groups for name in group]
         with statistics_in_order(self.discriminator, order):
             for group in groups:
                 yield {name: images[name] for name in group}
-
-    def are_pair(self, one: str, other: str) -> bool:
-        return (one, other) in self.pairs or (other, one) in self.pairs
 
     def diagnostics(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """The classifier's (see Method), on the generated domains too; and gradients on the generators and distance of

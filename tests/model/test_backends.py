@@ -48,7 +48,9 @@ def trained_parameters(network):
 
 def rounded(x, seed, units=1):
     """Each value moved by `units` halves of its last place or so; seed None leaves x as it is."""
-    return x if seed is None else x * (1 + units * 2 ** -24 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+    if seed is None:
+        return x
+    return x * (1 + units * 2 ** -24 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def phases(backend, variant, seed, dtype=torch.float32, rounding=None):
@@ -60,7 +62,8 @@ def phases(backend, variant, seed, dtype=torch.float32, rounding=None):
     method, x, y = make(backend, variant, seed)
     reference = make("reference", variant, seed)[0]
     noise, lambdas = reference.draw_noise(x), [0.3, 0.8][:len(reference.names)]
-    made = {name: rounded(domain, rounding, 4).to(dtype) for name, domain in reference.generate(x, noise, lambdas).items()}
+    made = reference.generate(x, noise, lambdas)
+    made = {name: rounded(domain, rounding, 4).to(dtype) for name, domain in made.items()}
     method, reference, x, noise = (each.to(dtype) for each in (method, reference, x, noise))
     losses, gradients = {}, {}
 
@@ -104,8 +107,8 @@ def reference_with(method, reference):
 @pytest.mark.parametrize("variant, seed", [*((variant, 0) for variant in VARIANTS), ({}, 1), ({}, 2), (PAPER_SIZES, 1)],
                          ids=str)
 def test_every_phase_of_the_cpu_kernels_is_the_reference_phase(variant, seed):
-    """A ReLU whose input rounds to the other side, and norms over four pixels, enlarge any rounding, by chance and not on
-    every processor.  So a gradient is right if it is near float64's, or as near as plain PyTorch's, with the domains as
+    """A ReLU whose input rounds to the other side, and norms over four pixels, enlarge any rounding, by chance and not
+    on every processor.  So a gradient is right if it is near float64's, or as near as plain PyTorch's, with the domains as
     they are or rounded in one of several ways; a wrong kernel is far from it in all of them."""
     (losses, gradients, values), (expected, near, true_values) = (
         phases(backend, variant, seed) for backend in ("cpu", "reference"))
