@@ -17,7 +17,7 @@ import torch
 from model.errors import ConfigError
 from model.mmirn import MIN_PATCH
 from model.ops import resolve_backend
-from utils.bench import growth, table, workloads
+from utils.bench import against, growth, table, workloads
 from utils.bench.measure import Variant, alternate
 from utils.bench.workloads import Sizes, Way
 from utils.figures import sheet
@@ -26,9 +26,13 @@ from utils.run.environment import environment
 from utils.text import insert_table, write_text
 
 PAPER = Sizes(patch_size=13, pro_dim=128, GIN_ch=24, batch_size=256, bands=48, recipe="released", scene=(210, 954))
+STUDY = Sizes(patch_size=5, pro_dim=32, GIN_ch=12, batch_size=64, bands=48, recipe="released", scene=(210, 954))
+DEMO = replace(STUDY, patch_size=7)
+SIZES = {"paper": PAPER, "study": STUDY, "demo": DEMO}
 SMALL = Sizes(patch_size=5, pro_dim=16, GIN_ch=8, batch_size=16, bands=12, recipe="released", scene=(24, 30),
               inference=64)
 OUT, SMALL_OUT = "figure/bench", "runs/bench"
+FLOORS = {"float32": torch.float32, "bf16": torch.bfloat16}
 SCENE_REPEATS = 2         # the whole scene takes long, and one run of it averages over many batches
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")      # as /proc/cpuinfo names them
 
@@ -38,25 +42,32 @@ class BenchConfig:
     """Measure speed and memory, in turns in one process: training step and its parts, inference, scene, data path.
 
     Args:
-        small: small sizes and few repetitions: seconds instead of minutes, for tests.
+        size: the paper's, those of this repository's studies, or the demo's.
+        full: all ways and repetitions: a quarter of an hour at the paper's size.
+        small: tiny sizes and few repetitions: seconds instead of minutes, for tests.
         sweep: measure the growth over batch, bands, patch and width instead.
+        against: folder of another version of this program: measure the training steps of both in turns instead.
         out: folder of the JSON and the table; null = figure/bench, with --small runs/bench.
         insert: Markdown file whose part between <!-- FOLDER/NAME --> and <!-- /FOLDER/NAME --> the table replaces;
             FOLDER is that of --out, NAME is speed or growth.
-        repeats: timed repetitions; null = 5, with --sweep 3, with --small 2.
+        repeats: timed repetitions; null = 2, with --full 5, with --sweep 3, with --against 5.
         threads: threads of PyTorch; null = as it chooses.
-        patch_size: null = 13.
-        pro_dim: null = 128.
-        GIN_ch: null = 24.
-        batch_size: null = 256.
-        bands: null = 48.
+        patch_size: null = 13, in studies 5, with --against study 5 and 9.
+        pro_dim: null = 128, in studies 32.
+        GIN_ch: null = 24, in studies 12.
+        batch_size: null = 256, in studies 64.
+        bands: null = 48, with --against study 48 and 176.
         recipe: null = released.
+        precision: of the discriminator, with --against.
         backend: the backend that is compared with the reference.
         gpu: CUDA device number; -1 = CPU.
     """
 
+    size: Literal["paper", "study", "demo"] = "paper"
+    full: bool = False
     small: bool = False
     sweep: bool = False
+    against: Optional[Path] = None
     out: Optional[str] = None
     insert: Optional[Path] = None
     repeats: Optional[int] = None
@@ -67,6 +78,7 @@ class BenchConfig:
     batch_size: Optional[int] = None
     bands: Optional[int] = None
     recipe: Optional[Literal["released", "paper"]] = None
+    precision: Literal["float32", "bf16"] = "float32"
     backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
     gpu: int = 0
 
@@ -79,13 +91,16 @@ def run_bench(config: BenchConfig, words: list[str]) -> None:
         torch.set_num_threads(config.threads)
     out = open_folder(Path(config.out or (SMALL_OUT if config.small else OUT)))
     result = {"made": conditions(device, config.backend, words), "sizes": asdict(sizes), "repeats": repeats}
-    if config.sweep:
+    if config.against:
+        result |= against.measure(config.against, points(config, sizes), repeats, config.precision)
+        name, text = "against", against.text(result)
+    elif config.sweep:
         axes = growth.SMALL_AXES if config.small else growth.AXES
         result |= growth.measure(sizes, axes, repeats, config.backend, device)
         name, text = "growth", growth.text(result)
         sheet.save(growth.plot_growth(result), out / "growth.png")
     else:
-        result |= speed(sizes, repeats, config.backend, device)
+        result |= speed(sizes, repeats, config.backend, device, config.full or config.small)
         name, text = "speed", table.text(result)
     result["made"]["load"].append(os.getloadavg()[0])
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
@@ -108,7 +123,7 @@ def open_folder(path: Path) -> Path:
 
 def check(config: BenchConfig) -> tuple[Sizes, int]:
     """The sizes and repetitions that a command line comes to.  Raises ConfigError for impossible ones."""
-    base = SMALL if config.small else growth.BASE if config.sweep else PAPER
+    base = SMALL if config.small else growth.BASE if config.sweep else SIZES[config.size]
     given = {name: value for name, value in vars(config).items() if value is not None}
     for name in given.keys() & {"patch_size", "pro_dim", "GIN_ch", "batch_size", "bands", "repeats", "threads"}:
         if given[name] < 1:
@@ -116,26 +131,37 @@ def check(config: BenchConfig) -> tuple[Sizes, int]:
     sizes = replace(base, **{name: given[name] for name in given.keys() & asdict(base).keys()})
     if sizes.patch_size < MIN_PATCH or sizes.patch_size % 2 == 0:
         raise ConfigError(f"patch_size must be odd and at least {MIN_PATCH}, not {sizes.patch_size}.")
-    return sizes, config.repeats or (2 if config.small else 3 if config.sweep else 5)
+    default = 2 if config.small else 3 if config.sweep else 5 if config.full or config.against else 2
+    return sizes, config.repeats or default
 
 
-def speed(sizes: Sizes, repeats: int, backend: str, device: torch.device) -> dict[str, Any]:
-    """Every section's measurements: way -> times and memory (see measure.py)."""
+def points(config: BenchConfig, sizes: Sizes) -> list[Sizes]:
+    """The sizes at which two programs are compared: the one of the command line, of studies the largest one, too."""
+    both = config.size == "study" and not config.small and config.patch_size is None and config.bands is None
+    return [sizes, replace(sizes, patch_size=9, bands=176)] if both else [sizes]
+
+
+def speed(sizes: Sizes, repeats: int, backend: str, device: torch.device, full: bool) -> dict[str, Any]:
+    """Every section's measurements: way -> times and memory (see measure.py).  Not in full: of the baselines (b) alone."""
     slow, fast = workloads.baselines(device), workloads.fast_ways(backend, device)
+    slow = slow if full else {"b": slow["b"]}
     ways = slow | fast
     steps = slow | workloads.step_ways(backend, device)
-    step = alternate("training step", _makers(workloads.step, steps, sizes, device)
-                     | {"floor": partial(workloads.floor, sizes, device)}, repeats, device)
+    floors = {name: partial(workloads.floor, sizes, dtype, device) for name, dtype in FLOORS.items()}
+    step = alternate("training step", _makers(workloads.step, steps, sizes, device) | floors, repeats, device)
+    calls = {way.name: workloads.calls_of_a_step(way, sizes, device) for way in steps.values()}
+    own = workloads.own_floor((fast | slow).get("float32", slow["b"]), sizes, device)
     parts = alternate("parts", _makers(workloads.parts, {"b": slow["b"]} | fast, sizes, device), repeats, device)
     inference = alternate("inference", _makers(workloads.inference, ways, sizes, device), repeats, device)
     patchwise = {letter: slow[letter] for letter in ("a", "b") if letter in slow}
     scene = alternate("whole scene", _makers(workloads.scene_by_patches, patchwise, sizes, device)
                       | _makers(workloads.scene_as_predicted, fast, sizes, device), min(repeats, SCENE_REPEATS), device)
-    own = {f"scene on the device, {name}": partial(workloads.data_on_device, name, sizes, device)
+    ours = {f"scene on the device, {name}": partial(workloads.data_on_device, name, sizes, device)
            for name in ("reference", resolve_backend(backend, device))}
     plain = {"one sample at a time (Python data set)": partial(workloads.data_per_sample, sizes, device)}
-    data = alternate("data path", plain | own, repeats, device)
-    return {"ways": {letter: way.name for letter, way in ways.items()}, "convolution": step.pop("floor"), "step": step,
+    data = alternate("data path", plain | ours, repeats, device)
+    return {"ways": {letter: way.name for letter, way in ways.items()},
+            "convolution": {name: step.pop(name) for name in floors}, "own_floor": own, "calls": calls, "step": step,
             "flops": workloads.step_flops(slow["b"], sizes, device), "parts": parts, "inference": inference,
             "scene": scene, "data": data}
 

@@ -23,11 +23,16 @@ def text(result: dict[str, Any]) -> str:
 
 
 def step_table(result: dict[str, Any]) -> pd.DataFrame:
-    """A row per way: seconds, speed-ups, share of the floor reached, peak memory of the process."""
-    floor = floor_seconds(result)
+    """A row per way: seconds, speed-ups, share of its precision's floor reached, operator calls, peak memory."""
     return _frame({name: {"seconds": number(seconds(entry)), **_speed_ups(result, "step", entry),
-                          "of the float32 floor": f"{100 * floor / seconds(entry):.0f} %",
+                          "of its floor": f"{100 * floor_seconds(result, precision_of(result, name)) / seconds(entry):.0f} %",
+                          "calls": MISSING if result["calls"][name] is None else f"{result['calls'][name]:,}",
                           "peak memory": gigabytes(entry["peak_bytes"])} for name, entry in result["step"].items()})
+
+
+def precision_of(result: dict[str, Any], name: str) -> str:
+    """The precision of a way, which says what its floor is."""
+    return "bf16" if name.startswith(result["ways"].get("bf16", MISSING)) else "float32"
 
 
 def parts_table(result: dict[str, Any]) -> pd.DataFrame:
@@ -50,16 +55,19 @@ def data_table(result: dict[str, Any]) -> pd.DataFrame:
                    for name, entry in result["data"].items()})
 
 
-def floor_seconds(result: dict[str, Any]) -> float:
+def floor_seconds(result: dict[str, Any], precision: str = "float32") -> float:
     """What a step would take if all of its arithmetic ran as fast as the discriminator's 3×3 convolution."""
-    return result["flops"] / rate(result["convolution"])
+    return result["flops"] / rate(result["convolution"][precision])
 
 
 def floor_line(result: dict[str, Any]) -> str:
-    speed, width = number(rate(result["convolution"]) / 1e9), result["sizes"]["pro_dim"]
-    return (f"Floor: {number(result['flops'] / 1e9)} GFLOP a step (torch's counter) ÷ {speed} GFLOP/s "
-            f"(float32 convolution 3×3, {width} → {width}, forward and both gradients, same batch and patch) = "
-            f"{number(floor_seconds(result))} s.")
+    speeds = " or ".join(f"{number(rate(entry) / 1e9)} ({name})" for name, entry in result["convolution"].items())
+    times_ = " or ".join(f"{number(floor_seconds(result, name))} s" for name in result["convolution"])
+    width = result["sizes"]["pro_dim"]
+    return (f"Floor: {number(result['flops'] / 1e9)} GFLOP a step (torch's counter) ÷ {speeds} GFLOP/s "
+            f"(convolution 3×3, {width} → {width}, forward and both gradients, same batch and patch) = {times_}. "
+            f"The step's own convolutions and products, each the best of ten by itself, take "
+            f"{number(result['own_floor'])} s (float32).")
 
 
 def memory_line(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import default_collate
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.patches import Augmentation, PatchSampler, place
@@ -68,7 +69,8 @@ def baselines(device: torch.device) -> dict[str, Way]:
     plain = {"backend": "reference"}
     if device.type != "cpu" or not process.is_glibc():
         return {"b": Way("reference", plain), "unfold": Way("unfold", plain, context=through_unfold)}
-    return {"a": Way("reference, default allocator", plain, keeps_freed_memory=False), "b": Way("reference, tuned allocator", plain),
+    return {"a": Way("reference, default allocator", plain, keeps_freed_memory=False),
+            "b": Way("reference, tuned allocator", plain),
             "unfold": Way("unfold, tuned allocator", plain, context=through_unfold)}
 
 
@@ -150,9 +152,9 @@ def parts(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     return Variant(run, sizes.batch_size, way.keeps_freed_memory)
 
 
-def floor(sizes: Sizes, device: torch.device) -> Variant:
-    """The convolution that most of the arithmetic is; its operations are the items."""
-    convolve, operations = convolution(sizes.batch_size, sizes.pro_dim, sizes.patch_size, torch.float32, device)
+def floor(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Variant:
+    """The convolution that most of the arithmetic is, in some precision; its operations are the items."""
+    convolve, operations = convolution(sizes.batch_size, sizes.pro_dim, sizes.patch_size, dtype, device)
 
     def run(watch: Stopwatch) -> None:
         with watch.lap("convolution"):
@@ -176,6 +178,66 @@ def step_flops(way: Way, sizes: Sizes, device: torch.device) -> int:
     with FlopCounterMode(display=False) as counter, way.context():
         method.update(*batch)
     return counter.get_total_flops()
+
+
+class Recorder(TorchDispatchMode):
+    """Counts the operators that are called inside, and keeps the arguments of convolutions and matrix products, each
+    kind once, with how often it was called: function and shapes -> [arguments, calls]."""
+
+    PRODUCTS = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default,
+                torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.products = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        if function in self.PRODUCTS:
+            shapes = [(tuple(each.shape), each.stride(), each.dtype) if isinstance(each, Tensor) else each for each in args]
+            self.products.setdefault(f"{function} {shapes}", [function, args, 0])[2] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def recorded_step(way: Way, sizes: Sizes, device: torch.device) -> Recorder:
+    """What one training step calls."""
+    method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    method.update(*batch)
+    with way.context(), Recorder() as recorder:
+        method.update(*batch)
+    return recorder
+
+
+def calls_of_a_step(way: Way, sizes: Sizes, device: torch.device) -> int | None:
+    """Operators that one training step calls; None with the options that leave nothing to be counted."""
+    return None if way.settings.keys() & {"compile", "cuda_graph"} else recorded_step(way, sizes, device).calls
+
+
+def own_floor(way: Way, sizes: Sizes, device: torch.device) -> float:
+    """Seconds of a step's own convolutions and matrix products, each the best of several runs by itself: the forward
+    convolutions the better of the convolution and of a product of the same arithmetic."""
+    return sum(calls * min(best_seconds(run, device) for run in (partial(function, *args), *as_product(function, args)))
+               for function, args, calls in recorded_step(way, sizes, device).products.values())
+
+
+def as_product(function: Any, args: tuple[Any, ...]) -> list[Callable[[], Tensor]]:
+    """A convolution's arithmetic as one matrix product of images that are unfolded already; nothing for others."""
+    if function is not torch.ops.aten.convolution.default or args[8] != 1:                   # groups
+        return []
+    x, weight = args[:2]
+    columns = x.new_ones(x.numel() // x.shape[1], weight[0].numel())
+    return [partial(torch.mm, columns, weight.detach().flatten(1).T)]
+
+
+def best_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
+    """The least of some timings, after a first run that is not timed."""
+    with torch.no_grad():
+        run()
+        watches = [Stopwatch(device) for _ in range(repeats)]
+        for watch in watches:
+            with watch.lap("run"):
+                run()
+    return min(watch.seconds()["run"] for watch in watches)
 
 
 def inference(way: Way, sizes: Sizes, device: torch.device) -> Variant:

@@ -12,9 +12,9 @@ import main
 from datasets.patches import place
 from model.ops import gather_patches, reference
 from utils import process
-from utils.bench import baselines, bench, growth, measure, table, workloads
+from utils.bench import against, baselines, bench, growth, measure, table, workloads
 from utils.bench.measure import Stopwatch, Variant, alternate
-from utils.bench.workloads import Sizes
+from utils.bench.workloads import Sizes, Way
 
 CPU = torch.device("cpu")
 WORDS = ["bench", "--small", "--repeats", "1", "--gpu", "-1"]
@@ -45,6 +45,8 @@ def test_small_bench_measures_everything(measured):
     assert result["sizes"]["patch_size"] == 5 and result["repeats"] == 1 and result["flops"] > 0
     names = list(result["ways"].values())
     assert names[0].startswith("reference") and names[-1].endswith("bf16") and len(set(names)) == len(names)
+    assert set(result["convolution"]) == {"float32", "bf16"} and 0 < result["own_floor"]
+    assert all(count > 1000 for count in result["calls"].values())
     assert list(result["step"]) == list(result["inference"]) == names
     assert set(result["parts"]) == set(result["scene"]) - {result["ways"].get("a")}
     for section in ("step", "parts", "inference", "scene", "data"):
@@ -80,9 +82,9 @@ RESULT = {
              "command": ["bench", "--out", "a b"]},
     "sizes": {"patch_size": 13, "pro_dim": 128, "GIN_ch": 24, "batch_size": 256, "bands": 48, "recipe": "released",
               "scene": [210, 954], "inference": 512}, "repeats": 5,
-    "ways": {"a": "slow", "b": "tuned", "float32": "fast"}, "flops": 6e11,
-    "convolution": entry(0.25, items=4e10, lap="convolution"),
-    "step": {"slow": entry(40.0, peak=9_700_000_000), "tuned": entry(16.0, peak=9_600_000_000), "fast": entry(5.0)},
+    "ways": {"a": "slow", "b": "tuned", "bf16": "fast"}, "flops": 6e11,
+    "convolution": {"float32": entry(0.25, items=4e10, lap="convolution"), "bf16": entry(0.1, items=4e10, lap="convolution")},
+    "own_floor": 3.1, "calls": {"slow": 4000, "tuned": 4000, "fast": None}, "step": {"slow": entry(40.0, peak=9_700_000_000), "tuned": entry(16.0, peak=9_600_000_000), "fast": entry(5.0)},
     "parts": {name: {"laps": {"generate": measure.summary([seconds]), "min step": measure.summary([2 * seconds])}}
               for name, seconds in (("tuned", 4.0), ("fast", 1.25))},
     "inference": {"slow": entry(2.0, 512), "tuned": entry(1.0, 512), "fast": entry(0.25, 512)},
@@ -90,10 +92,10 @@ RESULT = {
     "data": {"plain": entry(1.0, 2048), "sampler": entry(0.01, 2048)}}
 
 GOLDEN = """\
-| training step | seconds | on (a) | on (b) | of the float32 floor | peak memory |
-| slow (a)      | 40.0    | 1.0×   | 0.4×   | 9 %                  | 9.70 GB     |
-| tuned (b)     | 16.0    | 2.5×   | 1.0×   | 23 %                 | 9.60 GB     |
-| fast          | 5.00    | 8.0×   | 3.2×   | 75 %                 | –           |
+| training step | seconds | on (a) | on (b) | of its floor | calls | peak memory |
+| slow (a)      | 40.0    | 1.0×   | 0.4×   | 9 %          | 4,000 | 9.70 GB     |
+| tuned (b)     | 16.0    | 2.5×   | 1.0×   | 23 %         | 4,000 | 9.60 GB     |
+| fast          | 5.00    | 8.0×   | 3.2×   | 30 %         | –     | –           |
 
 | part of the step (seconds) | tuned (b) | fast |
 | generate                   | 4.00      | 1.25 |
@@ -112,8 +114,9 @@ GOLDEN = """\
 | plain     | 2,048     | 1.0×     |
 | sampler   | 204,800   | 100×     |
 
-Floor: 600 GFLOP a step (torch's counter) ÷ 160 GFLOP/s (float32 convolution 3×3, 128 → 128, forward and both \
-gradients, same batch and patch) = 3.75 s. Peak memory: the process's resident set during the step (–: this system \
+Floor: 600 GFLOP a step (torch's counter) ÷ 160 (float32) or 400 (bf16) GFLOP/s (convolution 3×3, 128 → 128, forward \
+and both gradients, same batch and patch) = 3.75 s or 1.50 s. The step's own convolutions and products, each the best \
+of ten by itself, take 3.10 s (float32). Peak memory: the process's resident set during the step (–: this system \
 does not tell it). Batch 256, 48 bands, patch 13, widths 128 and 24, recipe released, scene 210×954. Medians of 5 \
 (whole scene: 1) after warm-up, taken in turns in one process. Some CPU (avx2), 2 of 4 cores, torch 2.0, commit \
 0123456789+. Made by `python main.py bench --out 'a b'`."""
@@ -252,7 +255,44 @@ def test_counted_operations_are_those_of_the_reference_step():
     sizes = Sizes(5, 8, 4, 6, 10, "released", (8, 9))
     counts = {name: workloads.step_flops(way, sizes, CPU) for name, way in workloads.baselines(CPU).items()}
     assert len(set(counts.values())) == 1 and counts["b"] > 1e6
-    assert workloads.floor(sizes, CPU).items == 3 * 2 * 6 * 8 * 8 * 9 * 25
+    assert workloads.floor(sizes, torch.float32, CPU).items == 3 * 2 * 6 * 8 * 8 * 9 * 25
+
+
+def test_a_steps_own_floor_is_less_than_the_step(monkeypatch):
+    """Of every convolution and product the best time, as often as it is called."""
+    sizes, way = Sizes(5, 8, 4, 6, 10, "released", (8, 9)), workloads.baselines(CPU)["b"]
+    recorder = workloads.recorded_step(way, sizes, CPU)
+    calls = sum(count for _, _, count in recorder.products.values())
+    assert recorder.calls > calls > 100 and workloads.calls_of_a_step(way, sizes, CPU) == recorder.calls
+    timed = []
+    monkeypatch.setattr(workloads, "best_seconds", lambda run, device: timed.append(run) or float(len(timed) % 2 + 1))
+    assert workloads.own_floor(way, sizes, CPU) >= calls and len(timed) > len(recorder.products)
+    monkeypatch.undo()
+    assert workloads.best_seconds(lambda: torch.ones(3), CPU) > 0
+    assert workloads.calls_of_a_step(Way("", {"compile": True}), sizes, CPU) is None
+
+
+@pytest.mark.slow
+def test_two_programs_are_compared_in_turns(tmp_path, capsys):
+    """This program against itself: every method at one size, in processes of their own."""
+    words = ["bench", "--small", "--gpu", "-1", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)]
+    assert main.main([*words, "--against", str(main.process.__file__).rsplit("/utils", 1)[0]]) == 0
+    result = json.loads((tmp_path / "against.json").read_text())
+    assert [row["name"] for row in result["rows"]] == list(against.WORK)
+    for row in result["rows"]:
+        assert row["here"]["calls"] == row["there"]["calls"] > 100
+        assert row["here"]["seconds"][0] > 0 and row["there"]["seconds"][0] > 0
+    assert "| s2amsnet released" in (tmp_path / "against.md").read_text()
+    assert main.main([*words, "--against", str(tmp_path)]) == 2
+    assert "holds no main.py" in capsys.readouterr().err
+
+
+def test_the_sizes_that_two_programs_are_compared_at():
+    def sizes(**given):
+        config = bench.BenchConfig(**given)
+        return [(each.patch_size, each.bands, each.pro_dim) for each in bench.points(config, bench.check(config)[0])]
+    assert sizes(size="study") == [(5, 48, 32), (9, 176, 32)]
+    assert sizes(size="study", patch_size=7) == [(7, 48, 32)] and sizes() == [(13, 48, 128)]
 
 
 def test_a_backend_that_is_the_reference_has_no_float32_row_of_its_own():

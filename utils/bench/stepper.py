@@ -1,0 +1,70 @@
+"""Training steps of the program in a folder, timed when asked for: a script that runs in a process of its own.
+
+    python stepper.py FOLDER '{"method": ..., "settings": {...}, "bands": ..., "patch_size": ..., "batch_size": ..., "threads": ...}'
+
+Every line of its input is a number of steps; it answers with a line of JSON: seconds of one step, and the operator calls
+of one.  It uses what programs of this project have had since 0.9, so that the folder may hold an older one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+sys.path[0] = sys.argv[1]
+
+from utils import process  # noqa: E402  first: it says how threads wait, before torch is there
+
+import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from model.methods import Task, method_class  # noqa: E402
+from model.seeding import Streams  # noqa: E402
+from model.settings import Settings, resolve_switches  # noqa: E402
+
+CLASSES = 7
+TOTAL = 1000              # steps of the run that the schedule is told of
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called inside, those of the gradients among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def serve(work: dict) -> None:
+    process.keep_freed_memory()
+    torch.set_num_threads(work["threads"])
+    settings = Settings(method=work["method"], **work["settings"])
+    resolve_switches(settings)
+    task, cpu = Task(work["bands"], CLASSES, work["patch_size"]), torch.device("cpu")
+    method = method_class(settings.method)(task, settings, Streams(0, cpu)).to(cpu)
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(work["batch_size"], task.bands, task.patch_size, task.patch_size, generator=rng)
+    x = torch.nn.functional.normalize(x, dim=1).contiguous(memory_format=torch.channels_last)
+    y = torch.arange(len(x)) % CLASSES
+
+    def step():
+        method.schedule(0, TOTAL, 1)
+        method.update(x, y)
+
+    for _ in range(2):
+        step()
+    with Calls() as calls:
+        step()
+    for line in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(json.dumps({"seconds": (time.perf_counter() - started) / int(line), "calls": calls.count}), flush=True)
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[2]))
