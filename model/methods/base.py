@@ -17,6 +17,7 @@ from model import diagnostics
 from model.discriminator import Discriminator
 from model.graphs import CudaCapturer, FastStep, check_options, compile_networks, uncompiled
 from model.seeding import Streams
+from model.optimiser import Adam
 from model.settings import Settings
 from model.states import buffers_kept, reestimate_statistics, state_kept
 
@@ -106,15 +107,15 @@ class Method(nn.Module):
             found |= diagnostics.variance_ratios(before, diagnostics.running_variances(self.discriminator))
         return as_floats(found)
 
-    def add_optimiser(self, name: str, *networks: nn.Module) -> torch.optim.Adam:
+    def add_optimiser(self, name: str, *networks: nn.Module) -> Adam:
         """Adam over the networks' parameters (each once), kept under `name`."""
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
         lr = self.settings.lr
         if self.settings.cuda_graph and self.settings.lr_schedule != "constant":
             lr = torch.tensor(lr, device=self.streams.noise.device)         # a captured step reads it at every replay
-        self.optimisers[name] = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
-                                                 capturable=self.settings.cuda_graph,
-                                                 fused=True if self.device.type == "cpu" else None)
+        self.optimisers[name] = Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
+                                     capturable=self.settings.cuda_graph,
+                                     fused=True if self.device.type == "cpu" else None)
         return self.optimisers[name]
 
     def begin_run(self) -> dict[str, str]:
