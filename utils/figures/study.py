@@ -6,6 +6,7 @@ norms stand one below the other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from utils.figures.sheet import LABEL, SMALL, fold, letter_width, page, plain
 from utils.tables.study import CRITERIA, UNLABELLED, VARIANCE_RATIO, last_epochs, norm_ratios, rank_correlation
 from utils.text import MISSING
 
+log = logging.getLogger(__name__)
+
+MOST_METHODS = 36                               # in a figure: then every colour is there twice
 _WIDTH, _ROW, _NARROWEST = 8.5, 1.45, 1.25      # inches: page, height of a row of panels, least width of a column
 _FEW_POINTS = 20                                # up to here points get markers, so that a single epoch is seen
 _CELL = 0.28                                    # inches, height of a heat map's row
@@ -62,7 +66,12 @@ CURVES = {
 
 
 def draw(points: pd.DataFrame) -> dict[str, Figure]:
-    """Name -> figure of the points (utils/tables/study.py); one for which no run has a record is left out."""
+    """Name -> figure of the points (utils/tables/study.py); one for which no run has a record is left out.  Of more
+    methods than can be told apart there are none, and the log says so."""
+    if (methods := points["name"].nunique()) > MOST_METHODS:
+        log.warning("No figures: %d methods cannot be told apart in one. Name the folders of at most %d.", methods,
+                    MOST_METHODS)
+        return {}
     figures = {}
     for name, (title, note, rows) in CURVES.items():
         rows = [row for row in rows if _recorded(points, row).notna().any(axis=None)]

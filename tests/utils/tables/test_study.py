@@ -250,6 +250,15 @@ def test_six_pairs_fit_side_by_side(tmp_path):
         assert len(figure.axes) == 6 * rows and legible(figure)
 
 
+def test_more_methods_than_can_be_told_apart_get_tables_but_no_figures(tmp_path, caplog, monkeypatch):
+    """The figures of 10,000 runs in 50 settings were a page of thousands of curves, and took minutes."""
+    monkeypatch.setattr(study_figures, "MOST_METHODS", 2)
+    write_study(tmp_path, labels=("erm", "coral", "mixup"), seeds=1)
+    assert study_figures.draw(study.read([tmp_path])) == {} and "3 methods cannot be told apart" in caplog.text
+    monkeypatch.setattr(study_figures, "MOST_METHODS", 3)
+    assert study_figures.draw(study.read([tmp_path]))
+
+
 def test_a_line_is_the_mean_and_the_band_the_range(tmp_path):
     for seed, values in enumerate([(0.2, 1.0), (0.4, 100.0), (0.9, 10.0)]):
         write_run(tmp_path / f"{seed}", seed=seed, target=(0.4, values[0]),
