@@ -18,6 +18,7 @@ PACKING = {DEFLATE, SZIP, NBIT, SCALE, LZF}
 UNFOLDED_UNCHECKED = 1 << 16            # bytes of a chunk in the file: at deflate's best they become 64 MB
 PIECE = 1 << 20                         # bytes
 CHECKSUM_BYTES = 4
+MOST_SMALL, SMALL = 100_000, 1024       # chunks of fewer bytes than these: HDF5 takes four thousand for each
 
 
 def is_packed(dataset: h5py.Dataset) -> bool:
@@ -26,7 +27,8 @@ def is_packed(dataset: h5py.Dataset) -> bool:
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
-    """Raises ValueError if chunks are packed in another way than HDF5's own, or are larger than the dataset says."""
+    """Raises ValueError if chunks are packed in another way than HDF5's own, are larger than the dataset says, or far too
+    many."""
     if dataset.chunks is None:
         return
     filters = _filters(dataset)
@@ -36,6 +38,9 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     if place is not None and set(filters[place + 1:]) - {CHECKSUM}:
         raise ValueError("its chunks are packed in an unknown order")
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    count = math.prod(-(-whole // part) for whole, part in zip(dataset.shape, dataset.chunks))
+    if size < SMALL and count > MOST_SMALL:
+        raise ValueError(f"it lies in {count:,} chunks of {size:,} bytes")
     most = size + size // 100 + 1024                    # what cannot be packed grows a little
     large = []
 

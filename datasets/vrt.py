@@ -6,6 +6,7 @@ again with names in them.  So a VRT is read here, rewritten from a list of what 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +14,8 @@ from datasets.errors import SceneFormatError
 from model.plain import is_file
 
 LARGEST = 1 << 24                                       # bytes
+MOST_BANDS = 4096                                       # GDAL takes a minute to open sixty thousand
+MOST_COVERS = 4                                         # times that sources may cover an image one over another
 DEEPEST = 4                                             # a source's name, in a source, in a band, in the image
 _PLACE = {"xOff", "yOff", "xSize", "ySize"}
 _KEPT = {                                               # element -> its attributes
@@ -44,7 +47,30 @@ def local(path: Path) -> bytes:
         raise SceneFormatError(f"{path} is not a valid .vrt file ({error}).") from error
     if root.tag != "VRTDataset":
         raise _refused(path, root.tag)
+    _check_bands(root, path)
     return ElementTree.tostring(_rewritten(root, path), encoding="unicode").encode()
+
+
+def _check_bands(root: ElementTree.Element, path: Path) -> None:
+    """Raises SceneFormatError if a band's sources cover the image many times, which takes as many times as long, or if
+    there are far too many bands."""
+    def area(element: ElementTree.Element | None, names: tuple[str, str]) -> float:
+        try:
+            return abs(math.prod(float(element.get(name)) for name in names))
+        except (AttributeError, TypeError, ValueError):                        # GDAL says what is wrong with it
+            return 0.0
+
+    whole = area(root, ("rasterXSize", "rasterYSize"))
+    bands = list(root.iter("VRTRasterBand"))
+    if len(bands) > MOST_BANDS:
+        raise SceneFormatError(f"{path} has {len(bands):,} bands; at most {MOST_BANDS:,} are read from a .vrt. Make it a "
+                               "GeoTIFF (gdal_translate).")
+    for band in bands:
+        covered = sum(whole if (place := source.find("DstRect")) is None else area(place, ("xSize", "ySize"))
+                      for source in band if source.tag in ("SimpleSource", "ComplexSource"))
+        if not covered <= MOST_COVERS * whole:
+            raise SceneFormatError(f"{path}: the sources of a band cover its image more than {MOST_COVERS} times. Make "
+                                   "it a GeoTIFF (gdal_translate).")
 
 
 def sources(text: bytes) -> list[Path]:

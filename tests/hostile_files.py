@@ -86,7 +86,14 @@ def large_vrt(path: Path, width: int, **options) -> None:
 
 
 HUGE_TILE = {"blockxsize": 16384, "blockysize": 16384}
+def tiny_chunks(path: Path) -> None:
+    """A v7.3 file whose variable lies in a million chunks of a byte, none of them stored."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (100, 100, 100), np.uint8, chunks=(1, 1, 1))
+
+
 FILES = {                       # name -> what writes it; `read_mat` and `read_raster` tell them by their ends
+    "tiny_chunks.mat": tiny_chunks,
     "cells.mat": lambda path: nested_cells(path, 20_000), "large_v5.mat": large_v5,
     "long_name.mat": lambda path: long_head(path, "name", 1 << 27),
     "long_shape.mat": lambda path: long_head(path, "shape", 1 << 27),

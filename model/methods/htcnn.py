@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.errors import ConfigError
 from model.methods.erm import ERM
 from model.settings import Settings
-from model.stored import not_finite, read_stored
+from model.stored import read_stored, unusable
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256))        # widths of VGG-16's convolutions, to the third pooling layer
 IMAGE_BANDS = 3
@@ -138,6 +138,6 @@ def load_vgg(vgg: nn.Sequential, path: Path) -> None:
     if strange := [name for name, value in given.items() if not value.is_floating_point()]:
         raise ConfigError(f"htcnn_weights: {path}: {strange[0]} is {given[strange[0]].dtype}: these are no weights. "
                           f"{advice}")
-    if broken := not_finite(given.items()):
-        raise ConfigError(f"htcnn_weights: {path}: {broken} is not finite; these weights cannot be used. {advice}")
+    if broken := unusable(given.items()):
+        raise ConfigError(f"htcnn_weights: {path}: {broken}; these weights cannot be used. {advice}")
     vgg.load_state_dict({name: given[f"features.{name}"] for name in vgg.state_dict()})

@@ -1,6 +1,7 @@
 """Raster images: only GeoTIFF, ENVI and local mosaics are opened, whatever a file says that it is."""
 
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -161,4 +162,19 @@ def test_a_vrt_that_is_far_larger_than_its_sources_is_refused(tmp_path):
     write_tif(tmp_path / "a.tif", ARRAY[..., :1])
     (tmp_path / "a.vrt").write_text(vrt("a.tif").replace('XSize="3"', 'XSize="40000000"'))
     with pytest.raises(SceneFormatError, match="a.vrt declares 2 × 40000000 × 1 values, far more than its sources"):
+        read_raster(tmp_path / "a.vrt", 0)
+
+
+def test_a_vrt_whose_sources_lie_one_over_another_many_times_is_refused(tmp_path):
+    """3,000 of them took as many times as long."""
+    write_tif(tmp_path / "a.tif", ARRAY[..., :1])
+    whole = vrt("a.tif")
+    source = whole[whole.index("<SimpleSource"):whole.index("</VRTRasterBand>")]
+    for times, refused in ((4, False), (5, True)):
+        (tmp_path / "a.vrt").write_text(whole.replace(source, source * times))
+        with pytest.raises(SceneFormatError, match="cover its image more than 4 times") if refused else nullcontext():
+            read_raster(tmp_path / "a.vrt", 0)
+    band = whole[whole.index("<VRTRasterBand"):whole.index("</VRTDataset>")]
+    (tmp_path / "a.vrt").write_text(whole.replace(band, band * 4097))
+    with pytest.raises(SceneFormatError, match="4,097 bands; at most 4,096"):
         read_raster(tmp_path / "a.vrt", 0)

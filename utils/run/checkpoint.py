@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.errors import CheckpointError
 from model.files import replacing
 from model.methods import Method
-from model.stored import leaves, not_finite, read_stored
+from model.stored import leaves, read_stored, unusable
 from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict
 from utils.run.records import misfit
 
@@ -110,8 +110,8 @@ def load_discriminator(discriminator: nn.Module, state: dict[str, Any], path: Pa
     """Put weights into a discriminator; CheckpointError names the first tensor that does not fit.  Those that a module
     calls `growing` may have any number of rows."""
     check_tensors(path, discriminator.state_dict(), state, "this discriminator", getattr(discriminator, "growing", ()))
-    if broken := not_finite(state.items()):
-        raise CheckpointError(f"{path}: {broken} is not finite; these weights cannot be applied.")
+    if broken := unusable(state.items()):
+        raise CheckpointError(f"{path}: {broken}; these weights cannot be applied.")
     discriminator.load_state_dict(state)
 
 
@@ -121,8 +121,9 @@ def load_training_state(method: Method, state: dict[str, Any], path: Path) -> No
     growing = [f"discriminator.{name}" for name in getattr(method.discriminator, "growing", ())]
     parameters = dict(method.named_parameters())
     check_tensors(path, method.state_dict(), state["networks"], "this method", growing)
-    if broken := not_finite((name, value) for name, value in state["networks"].items() if name in parameters):
-        raise CheckpointError(f"{path}: {broken} is not finite; the run cannot go on from it.")
+    if broken := unusable((name, value) for name, value in state["networks"].items()
+                          if name in parameters or name.endswith("running_var")):
+        raise CheckpointError(f"{path}: {broken}; the run cannot go on from it.")
     for name, gradient in state["gradients"].items():
         own = parameters.get(name)
         if own is None or (gradient.shape, gradient.dtype) != (own.shape, own.dtype):

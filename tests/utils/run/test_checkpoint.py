@@ -1,5 +1,7 @@
 """Checkpoints that load but are not ours, or are no longer what was written, are refused by name."""
 
+import functools
+import io
 import zipfile
 
 import pytest
@@ -67,6 +69,7 @@ def test_selected_weights_that_are_not_ours_are_refused_by_evaluate(trained, cap
     lambda best: {}, lambda best: [], lambda best: {"Discriminator": {}}, lambda best: {"Discriminator": [1]},
     lambda best: {"Discriminator": best | {"cls_head_src.bias": best["cls_head_src.bias"] * float("nan")}},
     lambda best: {"Discriminator": best | {"cls_head_src.bias": best["cls_head_src.bias"].long()}},
+    lambda best: {"Discriminator": best | {name: -value for name, value in best.items() if "running_var" in name}},
     lambda best: {"Discriminator": best | {"cls_head_src.weight": torch.zeros(())}},
     lambda best: {"Discriminator": best | {"fc1.weight": torch.zeros(0, 0)}},
     lambda best: {"Discriminator": best | {"fc1.weight": torch.zeros(1, 10 ** 6)}},
@@ -136,3 +139,41 @@ def test_damage_that_torch_does_not_foresee_is_named(tmp_path):
         with pytest.raises(CheckpointError, match=r"a\.pt cannot be read as a checkpoint") as error:
             checkpoint.load(path)
         assert "\n" not in str(error.value)
+
+
+def pickled(operations: bytes) -> bytes:
+    """A checkpoint as torch.save lays it out, whose pickle does these operations."""
+    buffer = io.BytesIO()
+    torch.save({"x": 1}, buffer)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(buffer) as one, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as other:
+        for part in one.infolist():
+            other.writestr(part.filename, operations if part.filename.endswith(".pkl") else one.read(part))
+    return whole.getvalue()
+
+
+TWICE = b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))      # a tuple of the last one and itself
+TUPLES = b"\x80\x02})q\x00" + TWICE + b"K\x01s."           # {((…, …), (…, …)): 1}: 2^60 empty tuples to hash
+BYTEARRAY = b"\x80\x02}X\x01\x00\x00\x00xcbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85Rs."       # of ten thousand million
+PUNYCODE = b"\x80\x02}X\x01\x00\x00\x00xc_codecs\nencode\nX\x01\x00\x00\x00xX\x08\x00\x00\x00punycode\x86Rs."
+LONG_NAMES = {"a" * 300: {"b": 1}}
+
+
+@pytest.mark.parametrize("operations, said", [(TUPLES, "tuples lie in one another"), (BYTEARRAY, "builtins bytearray"),
+                                              (PUNYCODE, "_codecs encode")], ids=["tuples", "bytearray", "punycode"])
+def test_a_pickle_that_does_what_no_checkpoint_does_is_refused_unread(tmp_path, monkeypatch, operations, said):
+    """Some hundred bytes took 10 GB, or for ever."""
+    path = tmp_path / "a.pt"
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    path.write_bytes(pickled(operations))
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [LONG_NAMES, functools.reduce(lambda inner, _: {"k": inner}, range(300), 1)],
+                         ids=["long", "deep"])
+def test_endless_names_are_refused(tmp_path, content):
+    """Names of values nested in 600 dictionaries of 20,000 letters took 4 GB."""
+    torch.save({"x": content}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="without end"):
+        checkpoint.load(tmp_path / "a.pt")
