@@ -129,6 +129,8 @@ def test_types_that_do_not_fit(dtypes):
 def test_devices_that_do_not_fit():
     with pytest.raises(ValueError, match="the kernel on meta"):
         involution(torch.zeros(1, 3, 5, 5), torch.zeros(1, 1, 9, 5, 5, device="meta"))
+    with pytest.raises(ValueError, match="the centres on meta"):
+        gather_patches(torch.zeros(1, 5, 5), torch.zeros(1, 2, dtype=torch.int64, device="meta"), 3)
 
 
 def test_autocast_casts_both_and_returns_gradients_in_the_leaves_types():
