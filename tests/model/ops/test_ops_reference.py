@@ -9,7 +9,7 @@ import torch
 
 import model.ops as ops
 from model.errors import ConfigError
-from model.ops import gather_patches, involution, resolve_backend
+from model.ops import gather_patches, involution, reference, resolve_backend
 from model.ops.build import BuildError
 
 CHANNELS = (1, 2, 4, 5, 48, 103, 128, 176)   # below a group, leftovers of one and two, the scenes' band counts
@@ -100,6 +100,14 @@ def test_half_types_are_summed_in_float32_and_rounded_once(dtype):
     pull = torch.ones_like(y)
     for narrow, full in zip(torch.autograd.grad(y, inputs, pull), torch.autograd.grad(y_wide, wide, pull.float())):
         assert torch.equal(narrow, full.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_have_the_inputs_type_and_hold_nothing_else(dtype):
+    """A single row is a contiguous view of the frame that it was summed in."""
+    x, kernel = make_inputs(1, 1, 6, batch=1, dtype=dtype)
+    for made in (reference.forward(x, kernel), reference.grad_input(x, kernel), reference.grad_kernel(x, x)):
+        assert made.dtype == dtype and made.untyped_storage().nbytes() == made.numel() * dtype.itemsize
 
 
 def test_involution_is_deterministic():

@@ -118,8 +118,11 @@ def test_without_the_files_the_records_stand(data, tmp_path, caplog):
 
 
 @pytest.fixture
-def three(data, tmp_path) -> tuple[Path, list[Path]]:
-    """A sweep of three seeds of one method and the folders of its runs, the first of them done."""
+def three(data, tmp_path, monkeypatch) -> tuple[Path, list[Path]]:
+    """A sweep of three seeds of one method and the folders of its runs, the first of them done.  Nothing is trained, and
+    no thread watches the bar."""
+    monkeypatch.setattr(sweep, "_on_this_machine", None)
+    monkeypatch.setattr(sweep.tqdm, "monitor_interval", 0)
     file = tmp_path / "mine.yaml"
     config = on(data)
     file.write_text(yaml.safe_dump({
@@ -157,10 +160,8 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(three, monkeypatch, capl
     assert (f"failed: {folders[1].name}: exit code 2: no space" in caplog.text) == bool(failure)
 
 
-def test_a_sweep_that_is_done_starts_nothing(three, monkeypatch):
-    file, folders = three
-    monkeypatch.setattr(sweep, "_on_this_machine", None)
-    assert run_sweep(file, SweepConfig(seeds=[0])) == 0
+def test_a_sweep_that_is_done_starts_nothing(three):
+    assert run_sweep(three[0], SweepConfig(seeds=[0])) == 0
 
 
 @pytest.mark.parametrize("choice, told", [

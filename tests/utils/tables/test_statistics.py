@@ -36,11 +36,24 @@ def test_signed_rank_test_against_all_sign_vectors(alternative):
 
 def test_a_family_of_comparisons_gives_each_its_own_p():
     family = [np.array(values, float) for values in (
-        [3, -1, 2, 4], [1, 2, 3, 4], [1, 1, -2, 3], [2, 2, 1, 5], [0, 0], [], [-1, 0, -2, 3, 4], [7])]
+        [3, -1, 2, 4], [1, 2, 3, 4], [1, 1, -2, 3], [2, 2, 1, 5], [0, 0], [], [-1, 0, -2, 3, 4], [7], [5, -1])]
     for alternative in ("greater", "less", "two-sided"):
         expected = [enumerated(each, alternative) if each.any() else 1.0 for each in family]
         assert st.signed_ranks(family, alternative) == pytest.approx(expected)
     assert st.signed_ranks(family) == pytest.approx(expected)
+
+
+def test_ties_of_one_comparison_leave_the_others_exact():
+    """Beyond 13 differences, those with ties have p from the normal distribution."""
+    untied = np.arange(1.0, 21) * np.where(np.arange(20) % 4, 1, -1)
+    tied = np.sign(untied) * np.maximum(np.abs(untied), 2)
+    assert st.signed_ranks([untied, tied]) == [st.signed_rank(untied), st.signed_rank(tied)]
+    sums = np.zeros(211)                                     # how many of the 2^20 signs have each sum of ranks
+    sums[0] = 1
+    for rank in range(1, 21):
+        sums[rank:] = sums[rank:] + sums[:-rank]
+    low = sums[:int(-untied[untied < 0].sum()) + 1].sum() / 2 ** 20
+    assert st.signed_rank(untied) == pytest.approx(2 * low)
 
 
 def test_fewer_than_five_seeds_cannot_be_significant():
