@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,10 +120,11 @@ def test_without_the_files_the_records_stand(data, tmp_path, caplog):
 
 @pytest.fixture
 def three(data, tmp_path, monkeypatch) -> tuple[Path, list[Path]]:
-    """A sweep of three seeds of one method and the folders of its runs, the first of them done.  Nothing is trained, and
-    no thread watches the bar."""
+    """A sweep of three seeds of one method and the folders of its runs, the first of them done.  Nothing is trained.
+    The bar has no thread that watches it, and a lock of its own: forks of this process would share the other one."""
     monkeypatch.setattr(sweep, "_on_this_machine", None)
     monkeypatch.setattr(sweep.tqdm, "monitor_interval", 0)
+    monkeypatch.setattr(sweep.tqdm, "_lock", threading.RLock(), raising=False)
     file = tmp_path / "mine.yaml"
     config = on(data)
     file.write_text(yaml.safe_dump({
