@@ -84,6 +84,13 @@ def test_every_part_of_a_random_split_holds_a_pixel_of_every_class():
             split(small(labels), "random", ratio=ratio)
 
 
+def test_every_class_with_too_few_pixels_is_named():
+    labels = np.ones((20, 20), np.int64)
+    labels[0, :4] = 2, 2, 3, 3
+    with pytest.raises(ConfigError, match=r"ratio 0.98: b \(2 pixels\), c \(2 pixels\)\. Label more"):
+        split(small(labels), "random", ratio=0.98)
+
+
 def test_random_split_is_stratified(source):
     parts = split(source, "random", ratio=0.7)
     share = np.bincount(parts.train_labels) / source.class_counts()

@@ -159,7 +159,26 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(three, monkeypatch, capl
     assert run_sweep(file, SweepConfig(jobs=2, cpus_per_run=3)) == (1 if failure else 0)
     assert begun == [([str(folder) for folder in folders[1:]], 2, 3, 3, 1)]
     assert list(json.loads((folders[0].parent / FILE).read_text())) == ["mine"]
-    assert (f"failed: {folders[1].name}: exit code 2: no space" in caplog.text) == bool(failure)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ([f"{folders[1].name} failed; the others go on.", f"failed: {folders[1].name}: {failure}"]
+                    if failure else [])
+
+
+def test_a_sweep_on_a_cluster_hands_over_what_is_left_and_passes_an_interruption_on(three, monkeypatch, caplog):
+    file, folders = three
+    given = []
+
+    def instead(left, *words):
+        given.append(([run.folder for run in left], *words))
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(sweep, "train_on_ray", instead)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(file, SweepConfig(ray="head:6379", cpus_per_run=3, gpus_per_run=0.5))
+    there = str(folders[0].parent)
+    assert given == [([str(folder) for folder in folders[1:]], sweep.PROGRAM, there, "head:6379", 3, 0.5)]
+    assert caplog.messages[-1] == "Interrupted; what was under way is saved. Start the same sweep again to go on."
 
 
 def test_a_sweep_that_is_done_starts_nothing(three):
