@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.losses import info_nce, js_consistency, kl_consistency, mutual_information, released_consistency
+from model.losses import (info_nce, js_consistency, kl_consistency, mutual_information, mutual_information_sum,
+                          released_consistency)
 from model.mixing import draw_lambda, mix
 
 
@@ -94,10 +95,11 @@ def test_info_nce_stays_finite_at_a_million():
     assert loss.isfinite() and z.grad.isfinite().all()
 
 
-def test_info_nce_is_made_where_its_features_are():
+def test_terms_are_made_where_their_features_are():
     z = torch.ones(2, 3)
     with torch.device("meta"):
         assert info_nce(z, z, 0.5).item() == pytest.approx(math.log(3))
+        assert mutual_information_sum([torch.stack([z, z])], 0.5, False).item() == pytest.approx(math.log(3))
 
 
 def test_mutual_information_is_the_mean_over_layers_and_may_normalise():

@@ -101,9 +101,13 @@ def test_other_initial_weights_are_other_files(data, tmp_path):
     assert "other data: vgg.pth changed" in refused(runs)
 
 
-def test_records_without_digests_vouch_for_no_file(data, tmp_path):
-    runs = [make(on(data), tmp_path / "run")]
-    (tmp_path / "run" / "run.json").write_text('{"status": "done"}')
+def test_a_run_that_was_killed_before_it_knew_its_files_is_held_against_those_it_knew(data, tmp_path):
+    runs, about = [make(on(data), tmp_path / "run", "running", begun=True)], tmp_path / "run" / "run.json"
+    about.write_text('{"status": "running"}')
+    check_made(runs)
+    about.write_text('{"status": "running", "initial_weights": {"vgg.pth": "of others"}}')
+    assert "other data: vgg.pth changed" in refused(runs)
+    about.write_text('{"status": "done", "sha256": {}}')
     every = "source/field.mat, source/field_gt.mat, target/coast.mat, target/coast_gt.mat, vgg.pth"
     assert f"{every} changed" in refused(runs)
 
