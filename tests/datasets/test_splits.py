@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from datasets.scene import Scene
 from datasets.simulator.simulate import simulate_pair
-from datasets.splits import split_scene
+from datasets.splits import _hold_blocks, split_scene
 from model.errors import ConfigError
 
 
@@ -60,6 +60,22 @@ def test_the_split_of_a_seed_stays_what_it_was(rule, seed, side):
     whole = b"".join(np.column_stack([positions, labels]).astype("<i8").tobytes() for positions, labels in (
         (parts.train, parts.train_labels), (parts.val, parts.val_labels)))
     assert hashlib.sha256(whole).hexdigest()[:12] == RECORDED[rule, seed, side]
+
+
+def held_of(blocks: list[tuple[int, ...]], share: float, seed: int) -> tuple[int, ...]:
+    """Which blocks are held out, of so many pixels of each class; each block is one place, so that nothing is random but
+    the order of the blocks."""
+    place = np.repeat(np.arange(len(blocks)), [sum(counts) for counts in blocks])
+    classes = np.concatenate([np.repeat(np.arange(len(counts)), counts) for counts in blocks])
+    held = _hold_blocks(np.stack([place, place], 1), classes, 1, share, np.random.default_rng(seed))
+    return tuple(np.unique(place[held]).tolist())
+
+
+def test_blocks_are_held_until_each_class_has_its_share_and_none_half_as_much_again():
+    """Of 12 or 13 pixels of the second class, half are wanted, and 10 or 10.75 at most allowed."""
+    assert {held_of([(2, 10), (2, 0), (0, 2)], 0.5, seed) for seed in range(20)} == {(0,), (0, 1), (1, 2)}
+    assert {held_of([(2, 11), (2, 0), (0, 2)], 0.5, seed) for seed in range(20)} == {(1, 2)}
+    assert {held_of([(9,), (4,)], 0.1, seed) for seed in range(5)} == {(1,)}    # the smallest where all are too large
 
 
 def test_a_split_into_blocks_says_what_it_leaves_out(caplog):
