@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickle            # nosec B403 # only its error; torch.load reads weights alone
 import pickletools
 import struct
 import zipfile

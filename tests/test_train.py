@@ -1,6 +1,7 @@
 """Training end to end: records, protocol, and errors that lose nothing."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from datasets.writers import write_mat_v5
 from model.errors import ConfigError
 from utils.run import checkpoint
 from utils.run.selection import RULES
+from utils.run.tensorboard import Curves
 
 RULE_NAMES = {rule.name for rule in RULES}
 
@@ -122,6 +124,12 @@ def test_small_scenes_train_from_the_command_line(tmp_path, bands, names):
                       for scene, name in ((source, "s"), (target, "t")))
     run = PairOnDisk(tmp_path, source, target).run("--recipe", "paper", save_path=tmp_path / "runs")
     assert run.read_run()["status"] == "done" and main.main(["figures", str(run.path)]) == 0
+
+
+def test_curves_without_tensorboard_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard=="):
+        Curves(tmp_path, 1)
 
 
 def test_tensorboard_curves_are_those_of_the_records(pair, train_once, tmp_path):

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import stat
-import subprocess
+import subprocess                # nosec B404 # only its errors; torch starts the compiler
 import sysconfig
 import tempfile
 import time

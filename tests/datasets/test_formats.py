@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 
 from datasets import formats, hdf5
-from datasets.errors import SceneFormatError
+from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_mat, read_raster
 from datasets.writers import write_mat_v5, write_mat_v73
 from hostile_files import long_head, nested_cells, packed_chunk
@@ -153,6 +153,22 @@ def test_only_the_variable_that_is_asked_for_is_read(tmp_path):
     for key in ("cells", "text", "record", "sparse"):
         with pytest.raises(SceneFormatError, match=f"'{key}' holds .*real numbers"):
             read_mat(tmp_path / "a.mat", key)
+
+
+def test_a_file_that_is_not_there_is_named_with_its_folder(tmp_path):
+    for read in (lambda path: read_mat(path, "x"), lambda path: read_raster(path, 0)):
+        with pytest.raises(SceneNotFoundError, match=f"^none.x is not in {tmp_path}.$"):
+            read(tmp_path / "none.x")
+
+
+def test_a_variable_that_is_there_twice_or_complex_is_refused(tmp_path):
+    scipy.io.savemat(tmp_path / "twice.mat", {"x": SECRET})
+    content = (tmp_path / "twice.mat").read_bytes()
+    (tmp_path / "twice.mat").write_bytes(content + content[128:])                  # behind the file's head
+    scipy.io.savemat(tmp_path / "complex.mat", {"x": SECRET * 1j})
+    for name, told in (("twice", "it holds 'x' twice"), ("complex", "'x' holds complex numbers, expected real")):
+        with pytest.raises(SceneFormatError, match=told):
+            read_mat(tmp_path / f"{name}.mat", "x")
 
 
 def test_a_matlab_file_that_declares_more_than_it_holds_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from datasets import originals as downloads
 from datasets.benchmark import BENCHMARK
 from datasets.errors import DownloadError, SceneFormatError, SceneNotFoundError
 from datasets.originals import Original
-from datasets.prepare import PAIRS, SOURCES, prepare
+from datasets.prepare import PAIRS, RECORD_FILE, SOURCES, prepare
 from datasets.formats import read_mat
 from datasets.writers import write_mat_v5, write_mat_v73
 from local_server import running_server
@@ -277,3 +277,13 @@ def test_the_public_table_names_every_download_once_over_https():
     wanted = [file for pair in PAIRS.values() for file in pair.downloads]
     assert sorted(wanted) == sorted(SOURCES)
     assert all(source.url.startswith("https://") and file in source.url for file, source in SOURCES.items())
+
+
+def test_a_damaged_record_of_what_was_made_is_named(tmp_path):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    write_pavia(disk)
+    out.mkdir()
+    (out / RECORD_FILE).write_text("{")
+    with pytest.raises(ConfigError, match=f"{RECORD_FILE} is damaged .* Delete it"):
+        prepare("pavia", out, disk)
+    assert [path.name for path in out.iterdir()] == [RECORD_FILE]

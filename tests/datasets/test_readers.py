@@ -101,6 +101,8 @@ def test_the_benchmark_check_names_each_difference():
     assert check_scene("paviaU", scene.shape, scene.class_counts) == []
     found = check_scene("paviaU", (610, 340, 103), (3065, *scene.class_counts[1:]))
     assert len(found) == 2 and "103" in found[0] and "3065" in found[1] and "tree" in found[1]
+    assert check_scene("paviaU", scene.shape, scene.class_counts[1:]) == [
+        "paviaU has 6 classes, the benchmark's has 7"]
 
 
 def test_a_benchmark_scene_of_another_size_is_a_warning(tmp_path, caplog):
@@ -210,10 +212,26 @@ def test_truncated_files_are_named(pair, name, size):
 
 def test_labels_that_do_not_fit_are_refused(pair, scenes):
     for labels, message in ((scenes[0].labels[:-1], "label map is"), (scenes[0].labels + 0.5, "whole numbers"),
-                            (np.where(scenes[0].labels > 0, 9, 0), "7 class names")):
+                            (np.where(scenes[0].labels > 0, 9, 0), "7 class names"),
+                            (np.stack([scenes[0].labels] * 2, 2), r"shape \(50, 60, 2\), expected height × width")):
         write_mat_v5(pair.folder / "field_gt.mat", {"map": labels})
         with pytest.raises(SceneFormatError, match=message):
             load_scene(str(pair.source))
+
+
+def test_parts_of_a_scene_that_do_not_fit_each_other_are_refused(scenes):
+    for parts, message in (({"cube": scenes[0].cube[..., 0]}, "the cube has 2 dimensions"),
+                           ({"wavelengths": np.arange(3.0)}, f"3 wavelengths for {scenes[0].bands} bands"),
+                           ({"rgb_bands": (0, 1, scenes[0].bands)}, "are outside 0"),
+                           ({"rgb_bands": (-1, 0, 1)}, "are outside 0")):
+        with pytest.raises(SceneFormatError, match=message):
+            replace(scenes[0], **parts)
+
+
+def test_wavelengths_may_be_a_variable_of_a_file(pair, scenes):
+    write_mat_v5(pair.folder / "bands.mat", {"nm": scenes[0].wavelengths[:, None]})
+    pair.change(pair.source, wavelengths={"file": "bands.mat", "key": "nm"})
+    np.testing.assert_array_equal(load_scene(str(pair.source)).wavelengths, scenes[0].wavelengths)
 
 
 def test_writers_give_the_same_bytes_for_the_same_arrays(tmp_path):

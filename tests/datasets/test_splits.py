@@ -1,13 +1,16 @@
 """Splits: by seed, stratified, or spatially disjoint."""
 
+import hashlib
+import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from datasets.scene import Scene
 from datasets.simulator.simulate import simulate_pair
-from datasets.splits import split_scene
+from datasets.splits import _hold_blocks, split_scene
 from model.errors import ConfigError
 
 
@@ -31,6 +34,77 @@ def test_parts_are_disjoint_labelled_and_follow_the_seed(source, rule):
     again, other = split(source, rule), split(source, rule, seed=1)
     np.testing.assert_array_equal(first.train, again.train)
     assert {tuple(p) for p in other.val} != val
+
+
+def small(labels: np.ndarray) -> Scene:
+    return Scene("small", np.zeros((*labels.shape, 1), np.float32), labels, tuple("abcdefg"[:labels.max()]))
+
+
+def squares(classes: int = 3, side: int = 4, seed: int = 0) -> Scene:
+    """A scene of 36×48 pixels in squares of one class each, the last one rare, some without a label."""
+    labels = np.random.default_rng(seed).integers(classes, size=(36 // side, 48 // side))
+    labels[0, ::4] = labels[-1, 1] = classes
+    return small(labels.repeat(side, 0).repeat(side, 1))
+
+
+RECORDED = {                      # rule, seed, side of the squares -> digest
+    ("random", 0, 4): "518069b63b05", ("random", 1, 4): "58cdc69724c7", ("blocks", 0, 4): "c51f8fa3707f",
+    ("blocks", 1, 6): "0c6e88a90b6f", ("blocks", 2, 9): "497149db6623", ("blocks", 1, 12): "219d15300331",
+    ("blocks", 2, 12): "61e67c7b55fb"}
+
+
+@pytest.mark.parametrize("rule, seed, side", RECORDED)
+def test_the_split_of_a_seed_stays_what_it_was(rule, seed, side):
+    """Runs name their split by its seed alone."""
+    parts = split(squares(seed=seed, side=side), rule, seed, ratio=0.7, patch_size=3)
+    whole = b"".join(np.column_stack([positions, labels]).astype("<i8").tobytes() for positions, labels in (
+        (parts.train, parts.train_labels), (parts.val, parts.val_labels)))
+    assert hashlib.sha256(whole).hexdigest()[:12] == RECORDED[rule, seed, side]
+
+
+def held_of(blocks: list[tuple[int, ...]], share: float, seed: int) -> tuple[int, ...]:
+    """Which blocks are held out, of so many pixels of each class; each block is one place, so that nothing is random but
+    the order of the blocks."""
+    place = np.repeat(np.arange(len(blocks)), [sum(counts) for counts in blocks])
+    classes = np.concatenate([np.repeat(np.arange(len(counts)), counts) for counts in blocks])
+    held = _hold_blocks(np.stack([place, place], 1), classes, 1, share, np.random.default_rng(seed))
+    return tuple(np.unique(place[held]).tolist())
+
+
+def test_blocks_are_held_until_each_class_has_its_share_and_none_half_as_much_again():
+    """Of 12 or 13 pixels of the second class, half are wanted, and 10 or 10.75 at most allowed."""
+    assert {held_of([(2, 10), (2, 0), (0, 2)], 0.5, seed) for seed in range(20)} == {(0,), (0, 1), (1, 2)}
+    assert {held_of([(2, 11), (2, 0), (0, 2)], 0.5, seed) for seed in range(20)} == {(1, 2)}
+    assert {held_of([(9,), (4,)], 0.1, seed) for seed in range(5)} == {(1,)}    # the smallest where all are too large
+
+
+def test_a_split_into_blocks_says_what_it_leaves_out(caplog):
+    parts = split(squares(), "blocks", ratio=0.7, patch_size=3)
+    train, val = (100 * len(part) / (squares().labels > 0).sum() for part in (parts.train, parts.val))
+    told = caplog.records[-1]
+    assert told.levelno == logging.INFO and told.getMessage() == (
+        f"small in blocks: {train:.0f} % of the labelled pixels train, {val:.0f} % are held out, "
+        f"{100 - train - val:.0f} % lie between them")
+    for patch_size, level in ((11, logging.INFO), (13, logging.WARNING)):       # 27 and 22 % of the pixels train
+        split(squares(), "blocks", ratio=0.5, patch_size=patch_size)
+        assert caplog.records[-1].levelno == level
+
+
+def test_every_part_of_a_random_split_holds_a_pixel_of_every_class():
+    labels = np.zeros((4, 7), np.int64)
+    labels[:2] = np.arange(1, 8)                                                  # two pixels of each of seven classes
+    parts = split(small(labels), "random", ratio=0.5)
+    assert sorted(parts.train_labels) == sorted(parts.val_labels) == list(range(7))
+    for ratio in (0.45, 0.6):
+        with pytest.raises(ConfigError, match=f"14 labelled pixels at training_sample_ratio {ratio} .* classes .7."):
+            split(small(labels), "random", ratio=ratio)
+
+
+def test_every_class_with_too_few_pixels_is_named():
+    labels = np.ones((20, 20), np.int64)
+    labels[0, :4] = 2, 2, 3, 3
+    with pytest.raises(ConfigError, match=r"ratio 0.98: b \(2 pixels\), c \(2 pixels\)\. Label more"):
+        split(small(labels), "random", ratio=0.98)
 
 
 def test_random_split_is_stratified(source):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import subprocess
+import subprocess                # nosec B404 # fixed words for the user's own git
 import sys
 from importlib import metadata
 from typing import Any
@@ -43,7 +43,8 @@ def _versions() -> dict[str, str]:
 def _git() -> str | None:
     """The commit of the program, with '+' where tracked files differ from it; None outside a git checkout."""
     def ask(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True)       # nosec B603 # a list of words, no shell
     try:
         commit = ask("rev-parse", "HEAD")
     except FileNotFoundError:

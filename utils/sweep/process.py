@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
+import subprocess                # nosec B404 # starts this Python with this program
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,8 +66,9 @@ def train(run: Run, program: str, environment: Mapping[str, str], gpu: Optional[
             return 0
         command = [sys.executable, program, *run.arguments(gpu)]
         guard = [sys.executable, "-I", str(Path(program).parent / GUARD), str(os.getpid())]
-        with subprocess.Popen([*guard, *command], stdout=log, stderr=log, pass_fds=[lock.fileno()],
-                              env={**os.environ, **environment, INHERITED: str(lock.fileno())}) as process:
+        variables = {**os.environ, **environment, INHERITED: str(lock.fileno())}
+        with subprocess.Popen([*guard, *command], stdout=log, stderr=log,     # nosec B603 # a list of words, no shell
+                              pass_fds=[lock.fileno()], env=variables) as process:
             return _wait(process, watch)
 
 

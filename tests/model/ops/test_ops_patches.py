@@ -199,3 +199,10 @@ def test_spectra_equal_the_gathered_patches():
         offsets = torch.arange(7) - 3
         spectra = reference.gather_spectra(cube, CENTRES[:, :1] + offsets, CENTRES[:, 1:] + offsets)
         assert torch.equal(spectra.permute(0, 3, 1, 2), reference.gather_patches(cube, CENTRES, 7))
+
+
+def test_patches_are_made_where_their_pixels_are():
+    cube, centres, seed = scenes(torch.float32, 6)[0], CENTRES.repeat(4, 1), torch.tensor([5])
+    expected = reference.gather_augmented(cube, centres, 5, seed)
+    with torch.device("meta"):                # what names no device would be made there
+        assert torch.equal(reference.gather_augmented(cube, centres, 5, seed), expected)

@@ -9,7 +9,7 @@ import torch
 
 import model.ops as ops
 from model.errors import ConfigError
-from model.ops import gather_patches, involution, resolve_backend
+from model.ops import gather_patches, involution, reference, resolve_backend
 from model.ops.build import BuildError
 
 CHANNELS = (1, 2, 4, 5, 48, 103, 128, 176)   # below a group, leftovers of one and two, the scenes' band counts
@@ -102,6 +102,14 @@ def test_half_types_are_summed_in_float32_and_rounded_once(dtype):
         assert torch.equal(narrow, full.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_have_the_inputs_type_and_hold_nothing_else(dtype):
+    """A single row is a contiguous view of the frame that it was summed in."""
+    x, kernel = make_inputs(1, 1, 6, batch=1, dtype=dtype)
+    for made in (reference.forward(x, kernel), reference.grad_input(x, kernel), reference.grad_kernel(x, x)):
+        assert made.dtype == dtype and made.untyped_storage().nbytes() == made.numel() * dtype.itemsize
+
+
 def test_involution_is_deterministic():
     x, kernel = make_inputs(103, 13, 13, dtype=torch.float32)
     assert torch.equal(involution(x, kernel), involution(x, kernel))
@@ -129,6 +137,8 @@ def test_types_that_do_not_fit(dtypes):
 def test_devices_that_do_not_fit():
     with pytest.raises(ValueError, match="the kernel on meta"):
         involution(torch.zeros(1, 3, 5, 5), torch.zeros(1, 1, 9, 5, 5, device="meta"))
+    with pytest.raises(ValueError, match="the centres on meta"):
+        gather_patches(torch.zeros(1, 5, 5), torch.zeros(1, 2, dtype=torch.int64, device="meta"), 3)
 
 
 def test_autocast_casts_both_and_returns_gradients_in_the_leaves_types():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.run.selection import LAST, ORACLE, RULES, SHIFTED_SOURCE, SOURCE_VAL
+from utils.run.selection import LAST, ORACLE, RULES, SHIFTED_SOURCE, SOURCE_VAL, select
 
 
 def record(epoch, oa):
@@ -35,3 +35,14 @@ def test_waiting_counts_from_the_last_rise_and_an_equal_score_is_none():
 
 def test_rules_that_stand_side_by_side_read_no_target():
     assert not any(rule.reads_target for rule in RULES) and ORACLE.reads_target
+
+
+def test_every_rule_keeps_the_weights_and_source_scores_of_the_epoch_that_it_chose():
+    selected = {}
+    for entry in RECORDS:
+        selected = select(entry, {"w": entry["epoch"]}, selected)
+    for name, epoch in (("last", 4), ("source-val", 3), ("shifted-source", 2)):
+        of_epoch = RECORDS[epoch - 1]
+        assert selected.pop(name) == {"epoch": epoch, "source_val": of_epoch["source_val"],
+                                      "shifted_source": of_epoch["shifted_source"], "discriminator": {"w": epoch}}
+    assert selected == {}                                                              # nothing that reads the target

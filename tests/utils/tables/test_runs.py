@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from model.errors import RunFolderError
 from model.methods import REGISTRY
 from table_runs import write_run
 from utils.run.config import Simulation, TrainConfig, check, from_dict, to_dict
-from utils.run.folder import RunFolder, method_label, run_label, run_name
+from utils.run.folder import RunFolder, finished_runs, method_label, run_label, run_name
 from utils.tables import study
 from utils.tables.collect import as_csv, collect
 from utils.tables.runs import named, read_info, read_runs
@@ -93,6 +94,30 @@ def test_damaged_folders_are_left_out_with_a_warning(tmp_path, caplog, damage):
         caplog.clear()
         assert set(read([tmp_path])["folder"]) == {str(tmp_path / "b")}
         assert f"{tmp_path / 'a'} is left out: its records are damaged" in caplog.text
+
+
+@pytest.mark.parametrize("file, entry", [("evaluation.json", "constant"), ("run.json", "classes")])
+def test_scores_that_can_be_held_against_nothing_are_left_out(tmp_path, caplog, file, entry):
+    for name, seed in (("a", 0), ("b", 1)):
+        write_run(tmp_path / name, "erm", seed, 0.6, 0.5)
+    path = tmp_path / "a" / file
+    content = json.loads(path.read_text())
+    del content[entry]
+    path.write_text(json.dumps(content))
+    assert set(collect([tmp_path])["folder"]) == {str(tmp_path / "b")} and f"it lacks '{entry}'" in caplog.text
+
+
+def test_of_finished_runs_the_damaged_ones_are_named(tmp_path, caplog):
+    for name, seed in (("a", 0), ("b", 1)):
+        write_run(tmp_path / name, "erm", seed, 0.6, 0.5)
+    (tmp_path / "a" / "run.json").write_text("{")
+    run, = finished_runs([tmp_path])
+    assert run.path == tmp_path / "b" and f"Left out: {tmp_path / 'a' / 'run.json'}" in caplog.text
+    with pytest.raises(RunFolderError, match="evaluation.json cannot be used: it lacks the rule 'oracle'"):
+        run.evaluation_of("oracle")
+    (tmp_path / "b" / "evaluation.json").unlink()
+    with pytest.raises(RunFolderError, match="evaluation.json .*copy"):
+        run.evaluation_of("last")
 
 
 def test_weights_that_a_run_started_from_are_part_of_its_setting(tmp_path):

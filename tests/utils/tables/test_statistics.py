@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -33,17 +34,39 @@ def test_signed_rank_test_against_all_sign_vectors(alternative):
     assert st.signed_rank(np.zeros(4), alternative) == 1.0 and st.signed_rank(np.zeros(0), alternative) == 1.0
 
 
+def test_a_family_of_comparisons_gives_each_its_own_p():
+    family = [np.array(values, float) for values in (
+        [3, -1, 2, 4], [1, 2, 3, 4], [1, 1, -2, 3], [2, 2, 1, 5], [0, 0], [], [-1, 0, -2, 3, 4], [7], [5, -1])]
+    for alternative in ("greater", "less", "two-sided"):
+        expected = [enumerated(each, alternative) if each.any() else 1.0 for each in family]
+        assert st.signed_ranks(family, alternative) == pytest.approx(expected)
+    assert st.signed_ranks(family) == pytest.approx(expected)
+
+
+def test_ties_of_one_comparison_leave_the_others_exact():
+    """Beyond 13 differences, those with ties have p from the normal distribution."""
+    untied = np.arange(1.0, 21) * np.where(np.arange(20) % 4, 1, -1)
+    tied = np.sign(untied) * np.maximum(np.abs(untied), 2)
+    assert st.signed_ranks([untied, tied]) == [st.signed_rank(untied), st.signed_rank(tied)]
+    sums = np.zeros(211)                                     # how many of the 2^20 signs have each sum of ranks
+    sums[0] = 1
+    for rank in range(1, 21):
+        sums[rank:] = sums[rank:] + sums[:-rank]
+    low = sums[:int(-untied[untied < 0].sum()) + 1].sum() / 2 ** 20
+    assert st.signed_rank(untied) == pytest.approx(2 * low)
+
+
 def test_fewer_than_five_seeds_cannot_be_significant():
     for n in range(1, 8):
         assert st.signed_rank(np.arange(1.0, n + 1), "greater") == pytest.approx(st.smallest_p(n, 1))
         assert st.signed_rank(np.arange(1.0, n + 1)) == pytest.approx(st.smallest_p(n, 1, sides=2))
         assert (st.smallest_p(n, 1) < st.ALPHA) == (n >= st.FEWEST_SEEDS)
-    assert st.smallest_p(10, 8) == pytest.approx(8 / 1024)
+    assert st.smallest_p(10, 8) == pytest.approx(8 / 1024) and st.smallest_p(1, 8) == 1.0
 
 
 def test_holm_on_a_worked_example():
     assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert st.holm([0.5, 0.9]) == [1.0, 1.0] and st.holm([]) == [] and st.holm([0.2]) == [0.2]
+    assert st.holm([0.6, 0.9]) == [1.0, 1.0] and st.holm([]) == [] and st.holm([0.2]) == [0.2]
 
 
 def test_against_the_best_over_common_seeds():
@@ -61,6 +84,7 @@ def test_against_the_best_over_common_seeds():
 
 def test_differences_pair_by_seed():
     assert st.differences({1: 5.0, 0: 1.0, 7: 0.0}, {0: 0.5, 1: 1.0, 2: 9.0}).tolist() == [0.5, 4.0]
+    assert st.differences({3: 2}, {3: 1}).dtype == float
 
 
 def test_effect_sizes():
@@ -68,7 +92,10 @@ def test_effect_sizes():
     assert st.rank_biserial(np.array([3.0, -1.0, 2.0, 0.0])) == pytest.approx((3 + 2 - 1) / 6)
     assert st.rank_biserial(np.zeros(3)) == 0.0
     assert st.cohen_dz(np.array([1.0, 2.0, 3.0])) == pytest.approx(2.0)
-    assert math.isnan(st.cohen_dz(np.array([1.0]))) and math.isnan(st.cohen_dz(np.ones(3)))
+    assert st.cohen_dz(np.array([1.0, 5.0])) == pytest.approx(3 / math.sqrt(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(st.cohen_dz(np.array([1.0]))) and math.isnan(st.cohen_dz(np.ones(3)))
 
 
 def right(both, first, second, none):
@@ -82,7 +109,9 @@ def test_mcnemar_exact_and_approximate():
     assert (few.only_first, few.only_second, few.exact) == (2, 8, True)
     assert few.p == pytest.approx(2 * sum(math.comb(10, k) for k in range(3)) / 2 ** 10)
     many = st.mcnemar(*right(10, 60, 40, 0))
-    assert not many.exact and many.p == pytest.approx(math.erfc(math.sqrt((20 - 1) ** 2 / 100 / 2)))
+    assert (many.only_first, many.only_second, many.exact) == (60, 40, False)
+    assert many.p == pytest.approx(math.erfc(math.sqrt((20 - 1) ** 2 / 100 / 2)))
+    assert st.mcnemar(*right(0, 14, 10, 0)).exact and not st.mcnemar(*right(0, 15, 10, 0)).exact
     assert st.mcnemar(*right(9, 0, 0, 1)).p == 1.0 and st.mcnemar(*right(0, 30, 30, 0)).p == 1.0
 
 
@@ -153,6 +182,7 @@ def test_ranks_over_pairs():
     ranks = st.rank_methods({"a": [0.9, 0.8, 0.7], "b": [0.5, 0.8, 0.6], "c": [0.1, 0.2, 0.3]})
     assert ranks.mean == {"a": pytest.approx((1 + 1.5 + 1) / 3), "b": pytest.approx((2 + 1.5 + 2) / 3), "c": 3.0}
     assert ranks.n == 3 and 0.05 < ranks.p < 0.15
+    assert ranks.critical_difference == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=2e-3)
     assert st.rank_methods({name: [0.5, 0.5] for name in "abc"}).p == 1.0
     with pytest.raises(ValueError, match="three methods"):
         st.rank_methods({"a": [1, 2], "b": [2, 1]})
@@ -164,5 +194,7 @@ def test_groups_that_are_not_told_apart():
     def groups(**mean):
         return st.cliques(st.Ranks(mean, 0.01, 1.0, 9))
     assert groups(a=1.0, b=1.5, c=2.2, d=2.4) == [["a", "b"], ["b", "c", "d"]]
-    assert groups(a=1.0, b=3.0) == [] and groups(d=1.2, a=1.0) == [["a", "d"]]
+    assert groups(a=1.0, b=1.4, c=1.9, d=2.3) == [["a", "b", "c"], ["b", "c", "d"]]
+    assert groups(b=1.0, a=1.5, c=2.2) == [["b", "a"], ["a", "c"]]
+    assert groups(a=1.0, b=3.0) == groups(a=1.0, b=2.0) == [] and groups(d=1.2, a=1.0) == [["a", "d"]]
     assert groups(a=1.0, b=1.4, c=1.8, d=2.9) == [["a", "b", "c"]]
