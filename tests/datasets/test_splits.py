@@ -63,7 +63,7 @@ def test_the_split_of_a_seed_stays_what_it_was(rule, seed, side):
 
 
 def held_of(blocks: list[tuple[int, ...]], share: float, seed: int) -> tuple[int, ...]:
-    """Which blocks are held out, of so many pixels of each class; each block is one place, so that nothing is random but
+    """Which blocks are held out, of so many pixels of each class.  Each block is one place, so nothing is random but
     the order of the blocks."""
     place = np.repeat(np.arange(len(blocks)), [sum(counts) for counts in blocks])
     classes = np.concatenate([np.repeat(np.arange(len(counts)), counts) for counts in blocks])

@@ -66,6 +66,15 @@ def test_involution_second_gradients():
     assert torch.autograd.gradgradcheck(involution, inputs)
 
 
+@pytest.mark.parametrize("channels", (1, 4, 8))
+def test_gradients_are_the_transposes_of_the_linear_maps(channels):
+    x, kernel = make_inputs(channels, 3, 2)
+    grad = make_inputs(channels, 3, 2, seed=1)[0]
+    product = (reference.forward(x, kernel) * grad).sum()
+    torch.testing.assert_close((x * reference.grad_input(grad, kernel)).sum(), product)
+    torch.testing.assert_close((kernel * reference.grad_kernel(grad, x)).sum(), product)
+
+
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_only_the_wanted_gradient(wanted):
     inputs = make_inputs(5, 5, 5)

@@ -141,6 +141,14 @@ def test_runs_go_seed_by_seed_and_equal_ones_are_one(tmp_path):
     assert all(Path(run.folder) == runs / run.name for run in found)
 
 
+def test_runs_keep_the_files_data_path_and_say_whether_they_would_use_a_gpu(tmp_path):
+    for gpu in (-1, 0, 1):
+        file, _ = write_sweep(tmp_path, ["--data_path", "scenes", "--gpu", str(gpu)], variants=[{"method": "erm"}])
+        for choice, folder in ((SweepConfig(), "scenes"), (SweepConfig(data_path="others"), "others")):
+            found = [(config.data_path, run.on_gpu) for run, config in sweep_runs(file, choice)]
+            assert found == [(folder, gpu >= 0)] * 2
+
+
 def test_pairs_of_the_command_line_replace_those_of_the_file(tmp_path):
     mine = [write_file(tmp_path / f"{name}.yaml", source_name=name, target_name="SimTarget") for name in ("a", "b")]
     file = tmp_path / "sweep.yaml"
