@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import subprocess        # nosec B404 # starts this Python with the two programs
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +67,8 @@ def _in_turns(here: subprocess.Popen, there: subprocess.Popen, repeats: int, bar
 def stepper(folder: Path, work: dict[str, Any]) -> Iterator[subprocess.Popen]:
     """A process that makes training steps of the program in a folder; it ends with the block."""
     words = [sys.executable, str(STEPPER), str(folder.absolute()), json.dumps(work | {"threads": torch.get_num_threads()})]
-    process = subprocess.Popen(words, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(words, cwd=folder, text=True,          # nosec B603 # a list of words, no shell
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         yield process
     finally:
