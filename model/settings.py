@@ -12,6 +12,8 @@ from model.plain import read_yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 
+WIDEST = 1 << 16          # channels of a network
+
 Recipe = Literal["released", "paper", "robust"]
 Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmirn", "no_adversarial", "one_generator",
                    "no_generators"]
@@ -136,6 +138,9 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) <= 0:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
+    for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
+        if getattr(settings, name) > WIDEST:
+            raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
     for name in ("gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight",
                  "source_weight"):
         if getattr(settings, name) < 0:

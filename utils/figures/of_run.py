@@ -18,6 +18,7 @@ from model.states import buffers_kept
 from utils.figures import curves, scenes, sheet
 from utils.run.folder import RunFolder, run_label
 from utils.run.predict import BATCH, map_scene
+from utils.run.records import damaged
 from utils.run.selection import LAST
 from utils.trained.load import Trained, load_run
 
@@ -56,10 +57,13 @@ def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Call
 
 
 def _epochs(run: RunFolder) -> list[dict]:
-    """Epoch records, with the oracle's target scores beside them where they were recorded."""
+    """Epoch records, with the oracle's target scores beside them where they were recorded.  Raises RunFolderError if
+    there is none."""
+    found = run.records(run.epochs, "losses", "source_val", "shifted_source")
+    if not found:
+        raise damaged(run.epochs, "it holds no epoch")
     oracle = {record["epoch"]: record["target"] for record in run.records(run.oracle)}
-    return [record | ({"oracle": oracle[record["epoch"]]} if record["epoch"] in oracle else {})
-            for record in run.records(run.epochs, "losses", "source_val", "shifted_source")]
+    return [record | ({"oracle": oracle[record["epoch"]]} if record["epoch"] in oracle else {}) for record in found]
 
 
 def _target_figures(trained: Trained, entry: dict[str, Any], title: str,

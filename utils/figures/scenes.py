@@ -105,8 +105,8 @@ def plot_patches(patches: dict[str, np.ndarray], rgb_bands: Sequence[int], row_n
             axes = sheet.axes(names + column * (tile + gap), top, tile, tile)
             axes.imshow(strip[row * size:(row + 1) * size], interpolation="nearest")
             bare(axes)
-            axes.set_title(kind if row == 0 else "", fontsize=LABEL, pad=3)
-            axes.set_ylabel(name if column == 0 else "", fontsize=LABEL, rotation=0, ha="right", va="center")
+            axes.set_title(plain(kind) if row == 0 else "", fontsize=LABEL, pad=3)
+            axes.set_ylabel(plain(name) if column == 0 else "", fontsize=LABEL, rotation=0, ha="right", va="center")
     sheet.top = tops[-1] + tile + gap
     return sheet.finish()
 

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
 FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
+LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
 GROUPS = {                              # of `train --help`; every setting is in one of them
     "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
                         "split", "flip_augmentation", "radiation_augmentation", "mixture_augmentation"),
@@ -276,6 +277,10 @@ def check(config: TrainConfig) -> TrainConfig:
     for name in ("batch_size", "max_epoch", "eval_interval", "re_ratio", "log_interval"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
+        if getattr(config, name) > LARGEST_COUNT:
+            raise ConfigError(f"{name} must be at most {LARGEST_COUNT:,}, not {getattr(config, name):,}.")
+    if "\0" in config.save_path:
+        raise ConfigError("save_path holds a NUL, which no path can.")
     if config.patience is not None and config.patience < 1:
         raise ConfigError(f"patience must be at least 1 (or null: no early stopping), not {config.patience}.")
     if config.seed < 0 or config.simulation.seed < 0:

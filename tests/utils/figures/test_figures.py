@@ -112,6 +112,7 @@ def test_a_class_called_like_a_formula_is_drawn_as_it_is(tmp_path, name):
     scene, names = fake_scene(10, 12, 3), (name, "b", "c")
     made = [scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, scene.labels, names, name),
             scenes.plot_confusion(np.eye(3), names, name),
+            scenes.plot_patches({name: np.ones((2, 6, 5, 5))}, (4, 2, 1), names[:2], name),
             comparison.plot_map_gallery(scene.cube, scene.rgb_bands, scene.labels, {name: scene.labels}, names, name)]
     for figure in made:
         sheet.save(figure, tmp_path / "a.png")

@@ -145,7 +145,10 @@ def test_changed_settings_leave_the_old_ones_alone():
     ("--training_sample_ratio 1", "training_sample_ratio"), ("--batch_size 0", "batch_size"), ("--seed -1", "seeds"),
     ("--method magic", "method 'magic' is not known; known are s2amsnet"), ("--simulation.severity -1", "severity"),
     ("--target_name null --oracle", "no target_name"),
-    ("--target_name null --validators", "no target_name"), ("--patience 0", "patience must be at least 1")])
+    ("--target_name null --validators", "no target_name"), ("--patience 0", "patience must be at least 1"),
+    (f"--batch_size {10 ** 29}", "batch_size must be at most 1,000,000"), (f"--max_epoch {2 ** 31}", "max_epoch must be"),
+    (f"--pro_dim {2 ** 63}", "pro_dim must be at most 65,536"), ("--GIN_ch 65537", "GIN_ch must be at most 65,536"),
+    ("--mmirn_filters 65537", "at most 65,536"), ("--save_path x\0y", "save_path holds a NUL")])
 def test_impossible_values_are_refused_by_name(words, named):
     with pytest.raises(ConfigError, match=named):
         parse_train(words.split())

@@ -173,3 +173,10 @@ def test_a_scene_name_that_leaves_its_folder_is_refused(pair, tmp_path, capsys):
 def test_messages_have_one_line_whatever_they_quote():
     told = main.in_one_line(UserError("first\n  second\n" + 10_000 * "x "))
     assert told.startswith("UserError: first second x x") and len(told) < 1100 and "\n" not in told
+
+
+def test_figures_of_a_run_without_an_epoch_are_refused(trained, capsys):
+    run = trained("--method", "erm")
+    run.epochs.write_text("")
+    assert main.main(["figures", str(run.path)]) == 2
+    assert f"RunFolderError: {run.epochs}" in capsys.readouterr().err
