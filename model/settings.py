@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -136,14 +137,14 @@ def resolve_switches(settings: Settings) -> None:
         if getattr(settings, name) is None:
             setattr(settings, name, value)
     for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
-        if getattr(settings, name) <= 0:
+        if not 0 < getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) > WIDEST:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
     for name in ("gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight",
                  "source_weight"):
-        if getattr(settings, name) < 0:
+        if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:
         raise ConfigError(f"weight_averaging must be at least 0 and below 1, not {settings.weight_averaging}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -285,7 +286,7 @@ def check(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"patience must be at least 1 (or null: no early stopping), not {config.patience}.")
     if config.seed < 0 or config.simulation.seed < 0:
         raise ConfigError("seeds must not be negative.")
-    if config.simulation.severity < 0:
+    if not 0 <= config.simulation.severity < math.inf:
         raise ConfigError(f"simulation.severity must not be negative, not {config.simulation.severity}.")
     if config.oracle and config.target_name is None:
         raise ConfigError("oracle scores the target every epoch, but there is no target_name.")

@@ -97,9 +97,13 @@ class RunFolder:
 
     def hold(self) -> None:
         """Take the folder's lock until `release`, or until this process ends.  Raises RunFolderError if another process
-        has it; where the file system has no locks, the log says so."""
+        has it, or if one of its files is a link; where the file system has no locks, the log says so."""
         if self._lock is not None:
             return
+        for path in (self.config, self.run, *self.recorded, self.evaluation, self.figures, self.checkpoint,
+                     self.path / "tensorboard"):
+            if path.is_symlink():                 # a stranger's folder could have any file written through it
+                raise RunFolderError(f"{path} is a link; a run folder holds its own files. Put the file itself there.")
         lock = ExitStack()
         try:
             lock.enter_context(locked(self.path, wait=False))

@@ -151,3 +151,17 @@ def test_what_a_killed_process_left_half_written_goes_on_resume(trained):
     (run.path / ".0123456789abcdef.part").write_bytes(b"half")
     main.train(["--resume", str(run.path), "--max_epoch", "3"])
     assert not list(run.path.glob(".*.part")) and checkpoint.load_run(run.checkpoint)["state"]["epoch"] == 3
+
+
+@pytest.mark.parametrize("name", ["validators.jsonl", "oracle.jsonl", "figures", "run.json", "tensorboard"])
+def test_a_run_folder_with_links_is_not_written_through(trained, tmp_path, capsys, name):
+    """Records were appended, and figures written, wherever a stranger's folder pointed."""
+    run = trained("--method", "erm")
+    outside = tmp_path / "outside"
+    outside.mkdir() if name in ("figures", "tensorboard") else outside.write_text("mine")
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to(outside)
+    for words in (["--resume", str(run.path), "--max_epoch", "3"], ["figures", str(run.path)]):
+        assert main.main(words) == 2
+        assert f"RunFolderError: {run.path / name} is" in capsys.readouterr().err or name == "run.json"
+    assert (list(outside.iterdir()) == []) if outside.is_dir() else outside.read_text() == "mine"
