@@ -3,6 +3,8 @@
 The examples are the same on every machine and in every run, and no clock judges them.
 """
 
+import os
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -14,9 +16,12 @@ _NUMBERS = [0, 1, 2, 4, 8, 127, 128, 255, 256, 0x7fff, 0x8000, 0xffff, 1 << 20, 
             0xfffffffe, 0xffffffff, (1 << 63) - 1, (1 << 64) - 1]     # that sizes and offsets turn at
 
 
+SHARE = float(os.environ.get("EXAMPLES", 0.55))          # EXAMPLES=10 looks for long
+
+
 def examples(count: int) -> settings:
-    """Settings of a test with so many examples."""
-    return settings(max_examples=count, derandomize=True, deadline=None, database=None,
+    """Settings of a test with so many examples; SHARE of them, so that all together are some more than 2,400."""
+    return settings(max_examples=round(SHARE * count), derandomize=True, deadline=None, database=None,
                     suppress_health_check=list(HealthCheck))
 
 
