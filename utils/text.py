@@ -68,7 +68,8 @@ def shown(text: str) -> str:
     """Text that Markdown and a terminal show as it is: no cell, element, comment or line of its own."""
     plain = "".join(UNSEEN if unicodedata.category(sign) in ("Cc", "Cs") else sign
                     for sign in " ".join(text.splitlines()))
-    return plain.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+    plain = plain.replace("<", "&lt;").replace(">", "&gt;").replace("](", "]\\(")          # no element, no link
+    return plain.replace("\\|", "\\\\|").replace("|", "\\|")
 
 
 def insert_table(path: Path, name: str, text: str) -> None:
@@ -84,7 +85,10 @@ def text_between(path: Path, name: str) -> str:
 
 def _parts(path: Path, name: str) -> tuple[str, str, str]:
     """A file's text up to the first mark, between the marks, and from the second one on."""
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text.") from error
     before, begin, rest = content.partition(f"<!-- {name} -->")
     between, end, after = rest.partition(f"<!-- /{name} -->")
     if not (begin and end):

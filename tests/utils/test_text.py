@@ -33,3 +33,7 @@ def test_a_class_called_like_a_mark_does_not_make_a_page_grow(tmp_path):
         text.insert_table(page, "o/per_class", made)
         sizes.append(len(page.read_text()))
     assert len(set(sizes)) == 1 and text.text_between(page, "o/per_class") == made
+
+
+def test_a_name_is_no_link_and_keeps_its_backslash():
+    assert text.shown("![i](http://x)") == "![i]\\(http://x)" and text.shown("a\\|b") == "a\\\\\\|b"
