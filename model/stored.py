@@ -44,8 +44,7 @@ def read_stored(path: Path, kind: str, error: type[UserError]) -> dict[str, Any]
     if not is_file(path):
         raise error(f"{path} does not exist.")
     try:
-        _check_archive(path)
-        _check_pickles(path)
+        _check_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as reason:
         told = shortened(str(reason).splitlines()[0] if str(reason) else type(reason).__name__, 300)
@@ -87,31 +86,26 @@ def unusable(named: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def _check_archive(path: Path) -> None:
-    """Raise ValueError if a ZIP file (torch.save writes one) has compressed or overlapping parts, which may unfold to
-    any size; torch.save stores them as they are."""
-    if not zipfile.is_zipfile(path):
-        return                                            # of an older torch, or damaged: torch.load says it
+def _check_file(path: Path) -> None:
+    """Raise ValueError if a file has parts, or a pickle that does things, which torch.save's never have.
+
+    Compressed or overlapping parts may unfold to any size.  Even names in a pickle that are harmless by themselves can
+    take any memory (a bytearray of six thousand million) or time (an encoding; a tuple of tuples, each there twice).
+    """
+    if not zipfile.is_zipfile(path):                      # of an older torch, or damaged: torch.load says it
+        with open(path, "rb") as file:
+            for _ in range(PICKLES):
+                _check_pickle(file)
+        return
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or \
-            sum(part.file_size for part in parts) > path.stat().st_size:
-        raise ValueError("its parts are compressed, which torch.save does not do")
-
-
-def _check_pickles(path: Path) -> None:
-    """Raise ValueError if a file's pickle does what torch.save's never do: even names that are harmless by themselves can
-    take any memory (a bytearray of six thousand million) or time (an encoding; a tuple of tuples, each there twice)."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".pkl"):
-                    with archive.open(name) as part:
-                        _check_pickle(part)
-        return
-    with open(path, "rb") as file:
-        for _ in range(PICKLES):
-            _check_pickle(file)
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or \
+                sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("its parts are compressed, which torch.save does not do")
+        for part in parts:
+            if part.filename.endswith(".pkl"):
+                with archive.open(part) as stream:
+                    _check_pickle(stream)
 
 
 def _check_pickle(stream: IO[bytes]) -> None:

@@ -17,9 +17,9 @@ from forked import HANGS, Started, finish
 from utils.run import checkpoint
 from utils.run.folder import RunFolder, find_runs
 
+# With those of the other commands there are 31 kills at random moments, and 12 at chosen ones.
 TRAINING_KILLS = 8
-SWEEP_KILLS = 3
-#                            with those of the other commands there are 31 at random moments, and 12 at chosen ones
+SWEEP_KILLS = 3            # with each number of jobs
 LATEST_KILL = 1.0          # seconds after a process has started: data, resume, first epochs
 
 pytestmark = pytest.mark.slow

@@ -54,6 +54,10 @@ def refusals_told() -> Iterator[None]:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         raise SystemRefusedError(f"{place}{error.strerror or error}. {_advice(error)}") from error
+    except ValueError as error:
+        if "embedded null" not in str(error):             # Python's own words for a path with a NUL in it
+            raise
+        raise SystemRefusedError("A path holds a NUL, which no path can. Take it out.") from error
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}")):
             raise

@@ -100,4 +100,4 @@ def text(result: dict[str, Any]) -> str:
     made = pd.DataFrame(rows).set_index("method")
     count = len(result["rows"][0]["here"]["seconds"])
     return (f"{markdown(made, 'training step')}\n\nMedians of {count}, in turns, {result['precision']}. "
-            f"{table.machine(result['made'])}")
+            f"{table.machine(result['made'])} {table.made_by(result['made'])}")

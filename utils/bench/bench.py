@@ -49,7 +49,7 @@ class BenchConfig:
         against: folder of another version of this program: measure the training steps of both in turns instead.
         out: folder of the JSON and the table; null = figure/bench, with --small runs/bench.
         insert: Markdown file whose part between <!-- FOLDER/NAME --> and <!-- /FOLDER/NAME --> the table replaces;
-            FOLDER is that of --out, NAME is speed or growth.
+            FOLDER is that of --out, NAME is speed, growth or against.
         repeats: timed repetitions; null = 2, with --full 5, with --sweep 3, with --against 5.
         threads: threads of PyTorch; null = as it chooses.
         patch_size: null = 13, in studies 5, with --against study 5 and 9.
@@ -149,8 +149,11 @@ def speed(sizes: Sizes, repeats: int, backend: str, device: torch.device, full: 
     steps = slow | workloads.step_ways(backend, device)
     floors = {name: partial(workloads.floor, sizes, dtype, device) for name, dtype in FLOORS.items()}
     step = alternate("training step", _makers(workloads.step, steps, sizes, device) | floors, repeats, device)
-    calls = {way.name: workloads.calls_of_a_step(way, sizes, device) for way in steps.values()}
-    own = workloads.own_floor((fast | slow).get("float32", slow["b"]), sizes, device)
+    recorders = {letter: workloads.recorded_step(way, sizes, device) for letter, way in steps.items()
+                 if not way.settings.keys() & workloads.UNCOUNTED}
+    calls = {way.name: recorders[letter].calls if letter in recorders else None for letter, way in steps.items()}
+    own = workloads.own_floor(recorders["float32" if "float32" in recorders else "b"], device)
+    recorders.clear()                                    # and the arguments of a step with them
     parts = alternate("parts", _makers(workloads.parts, {"b": slow["b"]} | fast, sizes, device), repeats, device)
     inference = alternate("inference", _makers(workloads.inference, ways, sizes, device), repeats, device)
     patchwise = {letter: slow[letter] for letter in ("a", "b") if letter in slow}

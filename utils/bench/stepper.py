@@ -1,6 +1,7 @@
 """Training steps of the program in a folder, timed when asked for: a script that runs in a process of its own.
 
-    python stepper.py FOLDER '{"method": ..., "settings": {...}, "bands": ..., "patch_size": ..., "batch_size": ..., "threads": ...}'
+    python stepper.py FOLDER '{"method": ..., "settings": {...}, "bands": ..., "patch_size": ..., "batch_size": ...,
+                               "threads": ...}'
 
 Every line of its input is a number of steps; it answers with a line of JSON: seconds of one step, and the operator calls
 of one.  It uses what programs of this project have had since 0.9, so that the folder may hold an older one.

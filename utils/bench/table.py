@@ -86,7 +86,12 @@ def closing(result: dict[str, Any]) -> str:
             f"widths {sizes['pro_dim']} and {sizes['GIN_ch']}, recipe {sizes['recipe']}, "
             f"scene {sizes['scene'][0]}×{sizes['scene'][1]}. "
             f"Medians of {result['repeats']}{scene} after warm-up, taken in turns in one process. {machine(made)} "
-            f"Made by `python main.py {shlex.join(made['command'])}`.")
+            f"{made_by(made)}")
+
+
+def made_by(made: dict[str, Any]) -> str:
+    """The command behind a table."""
+    return f"Made by `python main.py {shlex.join(made['command'])}`."
 
 
 def runs(result: dict[str, Any], section: str) -> int:

@@ -38,6 +38,7 @@ DATA_BATCHES = 8          # of one epoch of the data path
 SAMPLED_PIXELS = 2048     # of the scene, where it is classified patch by patch
 STEP_OPTIONS = {"compiled": {"compile": True}, "CUDA graph": {"cuda_graph": True},
                 "compiled, CUDA graph": {"compile": True, "cuda_graph": True}}
+UNCOUNTED = {"compile", "cuda_graph"}       # settings that leave no operator calls to be counted
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,11 @@ def recorded_step(way: Way, sizes: Sizes, device: torch.device) -> Recorder:
     return recorder
 
 
-def calls_of_a_step(way: Way, sizes: Sizes, device: torch.device) -> int | None:
-    """Operators that one training step calls; None with the options that leave nothing to be counted."""
-    return None if way.settings.keys() & {"compile", "cuda_graph"} else recorded_step(way, sizes, device).calls
-
-
-def own_floor(way: Way, sizes: Sizes, device: torch.device) -> float:
+def own_floor(recorder: Recorder, device: torch.device) -> float:
     """Seconds of a step's own convolutions and matrix products, each the best of several runs by itself: the forward
     convolutions the better of the convolution and of a product of the same arithmetic."""
     return sum(calls * min(best_seconds(run, device) for run in (partial(function, *args), *as_product(function, args)))
-               for function, args, calls in recorded_step(way, sizes, device).products.values())
+               for function, args, calls in recorder.products.values())
 
 
 def as_product(function: Any, args: tuple[Any, ...]) -> list[Callable[[], Tensor]]:

@@ -280,8 +280,6 @@ def check(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
         if getattr(config, name) > LARGEST_COUNT:
             raise ConfigError(f"{name} must be at most {LARGEST_COUNT:,}, not {getattr(config, name):,}.")
-    if "\0" in config.save_path:
-        raise ConfigError("save_path holds a NUL, which no path can.")
     if config.patience is not None and config.patience < 1:
         raise ConfigError(f"patience must be at least 1 (or null: no early stopping), not {config.patience}.")
     if config.seed < 0 or config.simulation.seed < 0:

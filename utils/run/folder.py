@@ -100,8 +100,7 @@ class RunFolder:
         has it, or if one of its files is a link; where the file system has no locks, the log says so."""
         if self._lock is not None:
             return
-        for path in (self.config, self.run, *self.recorded, self.evaluation, self.figures, self.checkpoint,
-                     self.path / "tensorboard"):
+        for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.is_symlink():                 # a stranger's folder could have any file written through it
                 raise RunFolderError(f"{path} is a link; a run folder holds its own files. Put the file itself there.")
         lock = ExitStack()

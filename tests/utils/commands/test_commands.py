@@ -154,6 +154,13 @@ def test_gradient_norms_are_recorded_and_tabled(run, capsys):
     assert f"{ratio:.1e}" in (run.path.parent / "gradients.md").read_text()
 
 
+def test_a_path_with_a_nul_is_told_in_one_line(run, pair, tmp_path, capsys):
+    for words in (pair.words("--method", "erm", "--save_path", f"{tmp_path}/a\0b"),
+                  ["predict", "--run", str(run.path), "--out", f"{tmp_path}/a\0b.tif"]):
+        assert main.main(words) == 2
+        assert "holds a NUL" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
     for words in (["evaluate", "--run", str(tmp_path)], ["figures", str(tmp_path)], ["tables", str(tmp_path)]):
         assert main.main(words) == 2

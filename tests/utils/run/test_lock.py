@@ -129,7 +129,9 @@ def test_a_child_shares_the_lock_that_it_was_given_and_no_other(tmp_path):
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError), RunFolder(tmp_path / "run"):
+    with pytest.raises(OSError), locked(tmp_path / "run"):
+        pass
+    with pytest.raises(RunFolderError, match="lock is a link"), RunFolder(tmp_path / "run"):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
