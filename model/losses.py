@@ -77,7 +77,7 @@ def mutual_information_sum(features: Sequence[Tensor], temperature: float, norma
 
     Each view's term is a cross-entropy over the other views, partner's kind first, whose right class is the partner.
     """
-    own, across = map(torch.stack, zip(*map(_Products.apply, features)))                  # [L, V, N, N] and
+    own, across = map(torch.stack, zip(*map(_Products.apply, features)))                  # own [L, V, N, N]
     across = across.unflatten(2, (-1, across.shape[1])).transpose(1, 2)                   # [L, V - 1, N (x), N (x̂)]
     if normalise:
         inverse = own.diagonal(dim1=2, dim2=3).clamp_min(SHORTEST ** 2).rsqrt()           # [L, V, N]
