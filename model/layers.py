@@ -19,6 +19,7 @@ KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
 REDUCTION = 5             # the kernel generator's bottleneck is C // 5 wide
 EPSILON = 1e-5            # under the root of a variance
+FEW_PIXELS = 2048         # up to here a convolution 1×1 is faster as a product of matrices, on a CPU
 
 
 class Involution(nn.Module):
@@ -40,7 +41,7 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor, domains: int = 1) -> Tensor:
         backend = resolve_backend(self.backend, x.device)
-        hidden = norm_relu_sum([self.conv1.conv(x)], [self.conv1.norm], None, backend, domains)    # [N, R, H, W]
+        hidden = norm_relu_sum([pointwise(self.conv1.conv, x, backend)], [self.conv1.norm], None, backend, domains)
         if backend == "cpu" and takes_kernels([x], [*self.conv1.norm.parameters(), *self.conv2.conv.parameters()]):
             return cpu.generated_involution(x.to(hidden.dtype), hidden, self.conv2.conv.weight, self.conv2.conv.bias,
                                             self.relu)
@@ -58,6 +59,14 @@ class Involution(nn.Module):
                         for p in (self.conv2.conv.weight, self.conv2.conv.bias))
         kernel = functional.conv2d(hidden, weight, bias)
         return kernel.view(n, KERNEL_AREA, self.groups, h, w).transpose(1, 2)
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor, backend: str) -> Tensor:
+    """A convolution 1×1 without bias: [N, C, H, W] -> [N, C', H, W]."""
+    pixels = x.permute(0, 2, 3, 1)
+    if backend != "cpu" or x.numel() > FEW_PIXELS * x.shape[1] or not pixels.is_contiguous():
+        return conv(x)
+    return functional.linear(pixels, conv.weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
@@ -96,9 +105,10 @@ class SpectralBranch(nn.Module):
         super().__init__()
         self.involution = Involution(in_channels, kernel_activation, backend)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.backend = backend
 
     def forward(self, h: Tensor, domains: int = 1) -> Tensor:
-        return self.conv(self.involution(h, domains))
+        return pointwise(self.conv, self.involution(h, domains), resolve_backend(self.backend, h.device))
 
 
 class SpatialBranch(nn.Module):

@@ -22,7 +22,7 @@ struct Maker {
     Buffer by_kernel;           // [stride][room]: to take their gradient back
 
     Maker(const float* weight, const float* bias, Index count, const Shape& s)
-        : reduced(count), room(padded(count + 1)), by_hidden((count + 1) * s.stride()), by_kernel(s.stride() * room) {
+        : reduced(count), room(padded(count + 1, 8)), by_hidden((count + 1) * s.stride()), by_kernel(s.stride() * room) {
         for (Index g = 0; g < s.groups; ++g) {
             for (Index t = 0; t < kTaps; ++t) {
                 const Index from = g * kTaps + t, to = t * s.groups + g;
@@ -148,7 +148,7 @@ void generated_backward(const T* grad, const T* x, const T* hidden, const float*
                         T* grad_hidden, float* grad_weight, float* grad_bias, const Shape& s, Index reduced,
                         bool relu) {
     const Maker maker(weight, bias, reduced, s);
-    const Index shares = std::min(kShares, s.samples), size = s.stride() * maker.room;
+    const Index shares = std::min(kShares, s.samples), size = (reduced + 1) * s.stride();
     Buffer sums(grad_weight ? shares * size : 0);
 #pragma omp parallel
     {
@@ -172,8 +172,8 @@ void generated_backward(const T* grad, const T* x, const T* hidden, const float*
                         }
                         const float* h = room.hidden + row * s.width * maker.room;
                         if (grad_weight) {
-                            multiply<true>(s.taps(), maker.room, pixels, {room.pull + 0, 1, s.stride()}, h, maker.room,
-                                           sums + share * size, maker.room);
+                            multiply<true>(reduced + 1, s.stride(), pixels, {h, 1, maker.room}, room.pull + 0,
+                                           s.stride(), sums + share * size, s.stride());
                         }
                         multiply<false>(pixels, maker.room, s.taps(), {room.pull + 0, s.stride(), 1},
                                         maker.by_kernel + 0, maker.room, back, maker.room);
@@ -187,7 +187,7 @@ void generated_backward(const T* grad, const T* x, const T* hidden, const float*
         const Index to = i % s.groups * kTaps + i / s.groups;
         for (Index r = 0; r <= reduced; ++r) {
             double sum = 0;
-            for (Index share = 0; share < shares; ++share) sum += sums[share * size + i * maker.room + r];
+            for (Index share = 0; share < shares; ++share) sum += sums[share * size + r * s.stride() + i];
             (r < reduced ? grad_weight[to * reduced + r] : grad_bias[to]) = static_cast<float>(sum);
         }
     }

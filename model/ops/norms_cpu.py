@@ -39,13 +39,13 @@ class _Adaptive(Structure):
 
 
 class _Norm(Structure):
-    _fields_ = [(name, c_void_p) for name in ("gamma", "beta", "mean", "rstd", "running_mean", "running_variance")]
+    _fields_ = [(name, c_void_p) for name in ("gamma", "beta", "mean", "rstd", "running_mean", "running_variance")] + \
+        [("momentum", c_float), ("eps", c_float), ("cumulative", c_int)]
 
 
 _ARGUMENTS = {
     "norm": {
-        "measure": [c_void_p, POINTER(_Norm), POINTER(_Rows), POINTER(c_float), c_float],
-        "mix": [POINTER(c_void_p), POINTER(_Norm), POINTER(c_float), c_int, POINTER(_Rows), c_void_p],
+        "mix": [POINTER(c_void_p), POINTER(_Norm), POINTER(c_float), c_int, POINTER(_Rows), c_int, c_void_p],
         "mix_backward": [c_void_p, POINTER(c_void_p), POINTER(_Norm), POINTER(c_float), c_int, POINTER(_Rows),
                          POINTER(c_void_p)] + [c_void_p] * 3,
     },
@@ -74,10 +74,8 @@ def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], wei
     """
     if not norms[0].training:
         return _apply_norms(inputs, norms, weights)
-    arguments = [tensor for x, norm in zip(inputs, norms) for tensor in (x, norm.weight, norm.bias)]
-    running = [(norm.running_mean, norm.running_var, [_advance(norm) for _ in range(domains)], norm.eps)
-               for norm in norms]
-    return _NormReluSum.apply(running, weights, domains, *arguments)
+    affine = [parameter for norm in norms for parameter in (norm.weight, norm.bias)]
+    return _NormReluSum.apply(norms, weights, domains, *inputs, *affine)
 
 
 def instance_norm(x: Tensor, *, relu: bool = False, blur: bool = False, residual: Tensor | None = None) -> Tensor:
@@ -96,40 +94,37 @@ def adaptive_norm(x: Tensor, styles: Tensor, norm: nn.BatchNorm2d | None, leak: 
 
 
 class _NormReluSum(torch.autograd.Function):
-    """Training mode: batch statistics, running ones updated."""
+    """Training mode: batch statistics, running ones updated.  Arguments: inputs, then gamma and beta of each."""
 
     @staticmethod
-    def forward(ctx, running: list[tuple[Tensor, Tensor, list[float], float]], weights: Tensor | None, domains: int,
-                *arguments: Tensor) -> Tensor:
-        arguments = [argument.detach() for argument in arguments]
-        inputs, gammas, betas = [nhwc(x) for x in arguments[::3]], arguments[1::3], arguments[2::3]
+    def forward(ctx, norms: Sequence[nn.BatchNorm2d], weights: Tensor | None, domains: int, *arguments: Tensor) -> Tensor:
+        count = len(norms)
+        inputs = [nhwc(x) for x in arguments[:count]]
         rows = _rows(inputs[0], domains)
-        statistics = gammas[0].new_empty(len(inputs), 2, domains, rows.channels)              # mean, rstd of the batch
-        norms = (_Norm * len(inputs))(*(
-            _Norm(*addresses(gamma, beta, *measured, mean, variance))
-            for gamma, beta, measured, (mean, variance, _, _) in zip(gammas, betas, statistics, running)))
-        for x, norm, (_, _, momenta, eps) in zip(inputs, norms, running):
-            _kernel("measure", x.dtype)(x.data_ptr(), byref(norm), byref(rows), _floats(momenta, domains), eps)
-        ctx.save_for_backward(statistics, *inputs, *gammas, *betas)
-        ctx.weights, ctx.rows = None if weights is None else weights.tolist(), rows
-        return _mix(inputs, norms, ctx.weights, rows)
+        statistics = norms[0].weight.new_empty(count, 2, domains, rows.channels)               # mean, rstd of the batch
+        ctx.table = (_Norm * count)(*(
+            _Norm(norm.weight.data_ptr(), norm.bias.data_ptr(), *measured, norm.running_mean.data_ptr(),
+                  norm.running_var.data_ptr(), _advance(norm, domains), norm.eps, norm.momentum is None)
+            for norm, measured in zip(norms, _places(statistics, 2 * count))))
+        ctx.save_for_backward(statistics, *inputs, *arguments[count:])
+        ctx.weights, ctx.rows = _floats(None if weights is None else weights.tolist(), count), rows
+        ctx.weighted = weights is not None
+        return _mix(inputs, ctx.table, ctx.weights, rows, training=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         statistics, *saved = ctx.saved_tensors
         count, grad = len(statistics), nhwc(grad)
-        inputs, gammas, betas = saved[:count], saved[count:2 * count], saved[2 * count:]
-        norms = (_Norm * count)(*(_Norm(*addresses(gamma, beta, *measured, None, None))
-                                  for gamma, beta, measured in zip(gammas, betas, statistics)))
-        grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in inputs]
-        grad_gammas, grad_betas = statistics.new_empty(2, count, ctx.rows.channels)
+        inputs, channels = saved[:count], ctx.rows.channels
+        grad_inputs = [torch.empty_like(x) for x in inputs]
+        gammas, betas = statistics.new_empty(2, count, channels)
         grad_weights = statistics.new_empty(count)
         _kernel("mix_backward", grad.dtype)(
-            grad.data_ptr(), _pointers(inputs), norms, _floats(ctx.weights, count), count, byref(ctx.rows),
-            _pointers(grad_inputs), *addresses(grad_gammas, grad_betas, grad_weights))
-        found = [part for parts in zip(grad_inputs, grad_gammas, grad_betas) for part in parts]
-        return None, grad_weights if ctx.weights else None, None, *found
+            grad.data_ptr(), _pointers(inputs), ctx.table, ctx.weights, count, byref(ctx.rows),
+            _pointers(grad_inputs), *addresses(gammas, betas, grad_weights))
+        affine = [part for parts in zip(gammas, betas) for part in parts]
+        return None, grad_weights if ctx.weighted else None, None, *grad_inputs, *affine
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -187,27 +182,32 @@ def _apply_norms(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weig
     """Evaluation mode: running statistics.  Without gradient."""
     inputs = [nhwc(x.detach()) for x in inputs]
     inverse = [(norm.running_var + norm.eps).rsqrt() for norm in norms]
-    table = (_Norm * len(inputs))(*(
-        _Norm(*addresses(norm.weight, norm.bias, norm.running_mean, rstd, None, None))
-        for norm, rstd in zip(norms, inverse)))
-    return _mix(inputs, table, None if weights is None else weights.tolist(), _rows(inputs[0]))
+    table = (_Norm * len(inputs))(*(_Norm(*addresses(norm.weight, norm.bias, norm.running_mean, rstd))
+                                    for norm, rstd in zip(norms, inverse)))
+    weights = _floats(None if weights is None else weights.tolist(), len(inputs))
+    return _mix(inputs, table, weights, _rows(inputs[0]), training=False)
 
 
-def _mix(inputs: Sequence[Tensor], norms: ctypes.Array, weights: list[float] | None, rows: _Rows) -> Tensor:
-    y = torch.empty_like(inputs[0], memory_format=torch.channels_last)
-    _kernel("mix", y.dtype)(_pointers(inputs), norms, _floats(weights, len(inputs)), len(inputs), byref(rows),
-                            y.data_ptr())
+def _mix(inputs: Sequence[Tensor], norms: ctypes.Array, weights: ctypes.Array, rows: _Rows, training: bool) -> Tensor:
+    y = torch.empty_like(inputs[0])
+    _kernel("mix", y.dtype)(_pointers(inputs), norms, weights, len(inputs), byref(rows), training, y.data_ptr())
     return y
 
 
-def _advance(norm: nn.BatchNorm2d) -> float:
-    """Count one more batch; the weight of the new statistics (momentum None means a cumulative average)."""
-    norm.num_batches_tracked.add_(1)
-    return 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+def _advance(norm: nn.BatchNorm2d, batches: int = 1) -> float:
+    """Count more batches; the weight of the first one's statistics (momentum None means a cumulative average)."""
+    norm.num_batches_tracked.add_(batches)
+    return 1 / (norm.num_batches_tracked.item() - batches + 1) if norm.momentum is None else norm.momentum
 
 
 def _rows(x: Tensor, domains: int = 1) -> _Rows:
     return _Rows(domains, x.numel() // (x.shape[1] * domains), x.shape[1])
+
+
+def _places(statistics: Tensor, count: int) -> list[list[int]]:
+    """Addresses in pairs of so many equal parts of a contiguous float32 tensor."""
+    start, step = statistics.data_ptr(), statistics.nbytes // count
+    return [[start + i * step, start + (i + 1) * step] for i in range(0, count, 2)]
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
