@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from datasets.correction import NONE, Reference, corrected, reference_of
 from datasets.errors import PairError
 from datasets.scene import Scene
 
@@ -45,10 +46,20 @@ def check_patch(scene: Scene, patch_size: int) -> None:
                         f"({scene.shape[0]}×{scene.shape[1]}). Choose a smaller --patch_size.")
 
 
-def preprocess(cube: np.ndarray) -> np.ndarray:
-    """Divide by the scene's maximum, then L2-normalise each pixel's spectrum; a zero spectrum stays zero.
+def preprocess(cube: np.ndarray, correction: str = NONE, reference: Reference | None = None) -> np.ndarray:
+    """Divide by the scene's maximum, L2-normalise each pixel's spectrum, then see it against the scene's reference (or
+    the one given) where there is a scene correction; a zero spectrum stays zero.
 
     [H, W, B] -> [H, W, B] float32.  Uses this scene's own values only (docs/data.md, "Preprocessing").
+    """
+    cube = unit_spectra(cube)
+    return cube if correction == NONE else corrected(cube, correction, reference or reference_of(cube))
+
+
+def unit_spectra(cube: np.ndarray) -> np.ndarray:
+    """Divide by the scene's maximum, then L2-normalise each pixel's spectrum; a zero spectrum stays zero.
+
+    [H, W, B] -> [H, W, B] float32.
 
     Only the mantissa of the maximum is divided by, and a power of two brings every spectrum to order 1.  Powers of two
     cancel without rounding: the result is that of the plain quotient, but no maximum makes a square underflow.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.correction import Correction
 from model.ops import cuda, gather_patches, patches_cpu, resolve_backend
 from model.ops.reference import RADIATION_GAIN, RADIATION_NOISE, gather_spectra
 
@@ -35,12 +36,15 @@ class PatchSampler:
     """Patches [N, B, P, P] around labelled pixels of one scene.
 
     The cube [B, H, W] lies on the device once; an epoch is an index list, and `repeat` repeats the list, never
-    the data.
+    the data.  Where there is a scene correction, a sampler for training has the cube before it, too: patches are
+    augmented first and corrected then, as a scene is.
     """
 
     def __init__(self, cube: Tensor, centres: np.ndarray, labels: np.ndarray, patch_size: int, backend: str = "auto",
-                 repeat: int = 1, memory_format: torch.memory_format | None = None):
-        """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1.
+                 repeat: int = 1, memory_format: torch.memory_format | None = None,
+                 before: tuple[Tensor, Correction] | None = None):
+        """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1; before: the cube before
+        its correction, and the correction.
 
         `memory_format` of the patches: None means what the backend's kernels like best, channels_last for all but the
         reference.  Raises ValueError for a centre outside the scene.
@@ -51,6 +55,7 @@ class PatchSampler:
             raise ValueError(f"PatchSampler: centre {tuple(outside[0].tolist())} lies outside the scene of {size[0]} x "
                              f"{size[1]} pixels.")
         self.cube, self.patch_size, self.backend, self.repeat = cube, patch_size, backend, repeat
+        self.uncorrected, self.correction = before or (cube, None)
         plain = resolve_backend(backend, cube.device) == "reference"
         self.memory_format = memory_format or (torch.contiguous_format if plain else torch.channels_last)
         self.centres = torch.from_numpy(centres).to(cube.device)                         # [M, 2]
@@ -68,13 +73,16 @@ class PatchSampler:
 
     def patches(self, index: Tensor) -> Tensor:
         """[N] sample numbers -> [N, B, P, P]."""
+        return self._gather(self.cube, index)
+
+    def _gather(self, cube: Tensor, index: Tensor) -> Tensor:
         centres = self.centres[index]
         if not self._channels_last:
-            return gather_patches(self.cube, centres, self.patch_size, backend=self.backend)
-        if resolve_backend(self.backend, self.cube.device) == "cupy":
-            return cuda.gather_patches(self.cube, centres, self.patch_size, channels_last=True)
+            return gather_patches(cube, centres, self.patch_size, backend=self.backend)
+        if resolve_backend(self.backend, cube.device) == "cupy":
+            return cuda.gather_patches(cube, centres, self.patch_size, channels_last=True)
         offsets = torch.arange(self.patch_size, device=centres.device) - self.patch_size // 2                   # [P]
-        return gather_spectra(self.cube, centres[:, :1] + offsets, centres[:, 1:] + offsets).permute(0, 3, 1, 2)
+        return gather_spectra(cube, centres[:, :1] + offsets, centres[:, 1:] + offsets).permute(0, 3, 1, 2)
 
     @property
     def _channels_last(self) -> bool:
@@ -106,10 +114,10 @@ class PatchSampler:
         """The augmented patches of [N] sample numbers."""
         fused = FUSED.get(resolve_backend(self.backend, self.cube.device))
         if not (augmentation.flip or augmentation.radiation):
-            x = self.patches(index)
+            x = self._gather(self.uncorrected, index)
         elif fused:
             seed = torch.empty(1, dtype=torch.int64, device=self.cube.device).random_(-2 ** 63, None, generator=rng)
-            x = fused(self.cube, self.centres[index], self.patch_size, seed, flip=augmentation.flip,
+            x = fused(self.uncorrected, self.centres[index], self.patch_size, seed, flip=augmentation.flip,
                       radiation=augmentation.radiation, channels_last=self._channels_last)
         else:
             x = self._step_by_step(self.centres[index], rng, augmentation)
@@ -117,15 +125,15 @@ class PatchSampler:
             labels = self.labels[index]
             pick = torch.rand(len(index), generator=rng, device=x.device) * self._class_count[labels]
             partner = self._by_class[self._class_start[labels] + pick.long()]
-            x = mixture_noise(x, self.patches(partner), rng)
-        return x
+            x = mixture_noise(x, self._gather(self.uncorrected, partner), rng)
+        return x if self.correction is None else self.correction.training(x, rng)
 
     def _step_by_step(self, centres: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
         """Flipped and noisy patches in plain PyTorch.  Flips cost nothing, as the order in which pixels are read."""
         turn = flips(len(centres), rng) if augmentation.flip else centres.new_ones(len(centres), 2)
         offsets = torch.arange(self.patch_size, device=centres.device) - self.patch_size // 2                   # [P]
         places = centres[:, :, None] + turn[:, :, None] * offsets                                            # [N, 2, P]
-        x = gather_spectra(self.cube, places[:, 0], places[:, 1])                                         # [N, P, P, B]
+        x = gather_spectra(self.uncorrected, places[:, 0], places[:, 1])                                         # [N, P, P, B]
         if augmentation.radiation:
             x = radiation_noise(x, rng)
         return x.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)

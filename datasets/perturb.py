@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.correction import NONE, Correction, reference_of
 from datasets.harmonize import hot
 from datasets.patches import PatchSampler, place
 from datasets.scene import Scene
@@ -48,6 +49,7 @@ VIEWS = {f"{kind}_{word}": (kind, size) for kind, sizes in SIZES.items()
          for word, size in zip(("weak", "strong"), sizes)}
 
 MOST_PIXELS = 1024                          # held-out pixels that are scored
+REFERENCE_PIXELS = 4096                     # of the scene, for the mean that a scene correction takes out
 FLIGHTS = 8
 GAIN_SEED, NOISE_SEED = 550, 551
 GAIN_WAVES = 3                              # whole waves over the bands that make up a gain curve, 1/w each
@@ -156,8 +158,9 @@ class ShiftedSource:
     perturbed copy of the scene ever exists.
     """
 
-    def __init__(self, held_out: PatchSampler, scene: Scene):
-        """held_out: patches of the preprocessed scene; scene: as it was read, which knows the brightness."""
+    def __init__(self, held_out: PatchSampler, scene: Scene, correction: str = NONE):
+        """held_out: patches of unit spectra; scene: as it was read, which knows the brightness; correction: the scene
+        correction that every view gets, against the mean of the scene as this view's flights see it."""
         plane, mean = brightness(scene.cube)
         device, count = held_out.cube.device, len(held_out)
         index = np.linspace(0, count - 1, min(count, MOST_PIXELS)).round().astype(np.int64)
@@ -166,12 +169,38 @@ class ShiftedSource:
             PatchSampler(cube, centres, labels, held_out.patch_size, held_out.backend)
             for cube in (held_out.cube, place(plane[..., None], device)))
         self.perturbations = Perturbations(wavelengths_of(scene), mean, device)
+        self.corrections = self._corrections(correction, plane) if correction != NONE else None
+
+    def _corrections(self, kind: str, plane: np.ndarray) -> dict[str, list[Correction]]:
+        """Of every view, one per flight, from REFERENCE_PIXELS pixels that hold data: what they see of the scene."""
+        cube, device = self.spectra.cube, self.spectra.cube.device
+        there = np.argwhere(cube.any(0).cpu().numpy())
+        rows, columns = there[np.linspace(0, len(there) - 1, min(len(there), REFERENCE_PIXELS)).round().astype(int)].T
+        spectra = cube[:, rows, columns].T * torch.from_numpy(plane[rows, columns]).to(device)[:, None]
+        radiance = spectra[:, None, None]                                                            # [N, 1, 1, B]
+        normals = torch.from_numpy(np.random.default_rng(NOISE_SEED + 1).standard_normal(tuple(radiance.shape),
+                                                                                         dtype=np.float32)).to(device)
+        found: dict[str, list[Correction]] = {}
+        for view, (effect, size) in VIEWS.items():
+            seen = (self.perturbations.see(effect, size, radiance, torch.full((len(radiance),), flight, device=device),
+                                           normals).cpu().numpy()[:, 0] for flight in range(FLIGHTS))
+            found[view] = [Correction(kind, reference_of(image), device) for image in seen]
+        return found
+
+    def _corrected(self, view: str, x: Tensor, flight: Tensor) -> Tensor:
+        """Unit spectra [N, B, P, P] of a view against what each one's flight sees of the scene."""
+        if self.corrections is None:
+            return x
+        seen = torch.empty_like(x)
+        for number, correction in enumerate(self.corrections[view]):
+            seen[flight == number] = correction.plain(x[flight == number])
+        return seen
 
     def __len__(self) -> int:
         return len(self.spectra)
 
     def batches(self, batch_size: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Every view of every batch: (view's name, x [N, B, P, P] of unit spectra, y [N]).  What a pixel looks like
+        """Every view of every batch: (view's name, x [N, B, P, P] as the network sees them, y [N]).  What a pixel looks like
         does not depend on the batch size."""
         rng, first = np.random.default_rng(NOISE_SEED), 0
         for (x, y), (plane, _) in zip(self.spectra.in_order(batch_size), self.brightness.in_order(batch_size)):
@@ -179,5 +208,6 @@ class ShiftedSource:
             flight = torch.arange(first, first + len(x), device=x.device) % FLIGHTS
             normals = torch.from_numpy(rng.standard_normal(tuple(radiance.shape), dtype=np.float32)).to(x.device)
             for name, (kind, size) in VIEWS.items():
-                yield name, self.perturbations.see(kind, size, radiance, flight, normals).permute(0, 3, 1, 2), y
+                seen = self.perturbations.see(kind, size, radiance, flight, normals).permute(0, 3, 1, 2)
+                yield name, self._corrected(name, seen, flight), y
             first += len(x)

@@ -25,6 +25,11 @@ class Switches:
     """What a recipe decides: the differences between the paper's text and its released code, and our own changes.
 
     Args:
+        scene_correction: spectra are seen against the mean spectrum of their own scene: 'none', minus it ('mean'),
+            divided by it ('ratio'), or 'standardise' (minus the mean, divided by the standard deviation). With one of
+            these a target's unlabelled pixels are read when the weights are applied to it, never while training.
+        reference_branch: above 0, training mixes that mean with the means of the classes, by weights ~ Dirichlet(this),
+            one draw per patch, so that the network does not trust the mean of a scene with other surfaces.
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
         generator_norm: AdaIN per stage ('adain'), or one AdaIN and one BatchNorm shared by the stages ('adain_bn').
         generator_init: PyTorch's initialisation ('default'), weights ~ N(0, 1) ('normal'), or the output starting near
@@ -55,6 +60,8 @@ class Switches:
         weight_averaging: decay per step of the averaged discriminator that is evaluated; 0 = the trained one is.
     """
 
+    scene_correction: Optional[Literal["none", "mean", "ratio", "standardise"]] = None
+    reference_branch: Optional[float] = None
     kernel_activation: Optional[Literal["none", "relu"]] = None
     generator_norm: Optional[Literal["adain", "adain_bn"]] = None
     generator_init: Optional[Literal["default", "normal", "identity"]] = None
@@ -142,7 +149,7 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) > WIDEST:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
-    for name in ("gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight",
+    for name in ("reference_branch", "gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight",
                  "source_weight"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")

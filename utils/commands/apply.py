@@ -102,8 +102,8 @@ def predict(words: list[str]) -> None:
         raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
     trained, scene = _apply(choice)
     path = Path(choice.out) if choice.out else Path(choice.run or ".") / f"{scene.name}_map.tif"
-    prediction = map_scene(trained.method, preprocess(scene.cube), trained.task.patch_size, trained.device,
-                           trained.config.backend)
+    cube = preprocess(scene.cube, trained.config.scene_correction)
+    prediction = map_scene(trained.method, cube, trained.task.patch_size, trained.device, trained.config.backend)
     prediction[~scene.cube.any(axis=2)] = 0
     write_map(path, prediction, scene, trained.class_names)
     picture = scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, trained.class_names, scene.name)

@@ -75,7 +75,8 @@ def _target_figures(trained: Trained, entry: dict[str, Any], title: str,
                                      f"κ {100 * score['kappa']:.1f}")
 
     def maps() -> Figure:
-        prediction = map_scene(trained.method, preprocess(target.cube), config.patch_size, trained.device,
+        cube = preprocess(target.cube, config.scene_correction)
+        prediction = map_scene(trained.method, cube, config.patch_size, trained.device,
                                config.backend, progress)
         return scenes.plot_maps(target.cube, target.rgb_bands, target.labels, prediction, names,
                                 f"{target.name}: {title}{text}")
@@ -100,8 +101,8 @@ def _spectra(trained: Trained, title: str):
                for name, values in centres.items() if "mixed" not in name}
     if data.target and data.test:
         labelled = data.target.labels > 0
-        spectra["target"] = curves.class_spectra(preprocess(data.target.cube)[labelled], data.target.labels[labelled],
-                                                  len(names))
+        cube = preprocess(data.target.cube, trained.config.scene_correction)
+        spectra["target"] = curves.class_spectra(cube[labelled], data.target.labels[labelled], len(names))
     return curves.plot_spectra(spectra, data.source.wavelengths, names, f"Spectra per class: {title}")
 
 

@@ -72,8 +72,9 @@ def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[st
     for pair, chosen in _one_seed(runs):
         predictions = {}
         for row, trained in _opened(chosen, gpu, data_path):
-            image = map_scene(trained.method, preprocess(trained.data.target.cube), trained.task.patch_size, trained.device,
-                              trained.config.backend, progress=False)
+            cube = preprocess(trained.data.target.cube, trained.config.scene_correction)
+            image = map_scene(trained.method, cube, trained.task.patch_size, trained.device, trained.config.backend,
+                              progress=False)
             image[~trained.data.target.cube.any(axis=2)] = 0
             predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = image
         figures[f"maps_{_file(pair)}"] = plot_map_gallery(

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.harmonize import check_pair, check_patch, preprocess, warn_of_hot_pixels
+from datasets.correction import NONE, Correction, class_means, corrected, reference_of
+from datasets.harmonize import check_pair, check_patch, preprocess, unit_spectra, warn_of_hot_pixels
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
 from datasets.readers import scene_digests
@@ -104,35 +105,53 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
         raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
     n_target = len(test) if test else None
     repeat = source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
-    cube = place(preprocess(source.cube), device)
-    train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat)
+    spectra = unit_spectra(source.cube)
+    means = class_means(spectra, split.train, split.train_labels) if config.reference_branch else None
+    cube, before = place_corrected(spectra, config, device, means)
+    train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat, before=before)
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
+    held_out = PatchSampler(before[0], split.val, split.val_labels, config.patch_size, config.backend) if before else val
+    shifted = ShiftedSource(held_out, source, config.scene_correction)
     log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
              f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
     unlabelled = adaptation = None
     if config.validators or method_class(config.method).uses_target:
-        target_cube = test.cube if test else place(preprocess(target.cube), device)
+        target_cube, before = place_corrected(unit_spectra(target.cube), config, device)
         unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
-        adaptation = spread_sampler(target, target_cube, config) if method_class(config.method).uses_target else None
-    return Data(source, target, train, val, ShiftedSource(val, source), test, unlabelled, adaptation, config.patch_size)
+        adaptation = spread_sampler(target, target_cube, config, before=before) \
+            if method_class(config.method).uses_target else None
+    return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size)
+
+
+def place_corrected(spectra: np.ndarray, config: TrainConfig, device: torch.device, means: np.ndarray | None = None
+                    ) -> tuple[Tensor, tuple[Tensor, Correction] | None]:
+    """Unit spectra [H, W, B] on the device as [B, H, W], after the scene correction, and before it with the correction
+    itself; None for the latter where there is none.  means [K, B]: of the classes, for the reference branch."""
+    if config.scene_correction == NONE:
+        return place(spectra, device), None
+    reference = reference_of(spectra)
+    correction = Correction(config.scene_correction, reference, device, means, config.reference_branch)
+    return place(corrected(spectra, config.scene_correction, reference), device), (place(spectra, device), correction)
 
 
 def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
     """A sampler of all labelled pixels of a scene."""
-    return PatchSampler(place(preprocess(scene.cube), device), *labelled_pixels(scene.labels), config.patch_size,
-                        config.backend)
+    return PatchSampler(place(preprocess(scene.cube, config.scene_correction), device), *labelled_pixels(scene.labels),
+                        config.patch_size, config.backend)
 
 
-def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig, most: int | None = None) -> PatchSampler:
+def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig, most: int | None = None,
+                   before: tuple[Tensor, Correction] | None = None) -> PatchSampler:
     """A sampler of all pixels that hold data, or at most so many, evenly spread over them; it reads no label, not even
     which pixels have one.
 
-    cube [B, H, W]: the preprocessed scene on the device.
+    cube [B, H, W]: the preprocessed scene on the device; before: see PatchSampler.
     """
     centres = np.argwhere(scene.cube.any(axis=2))
     if most is not None:
         centres = centres[np.linspace(0, len(centres) - 1, min(len(centres), most)).round().astype(np.int64)]
-    return PatchSampler(cube, centres, np.zeros(len(centres), np.int64), config.patch_size, config.backend)
+    return PatchSampler(cube, centres, np.zeros(len(centres), np.int64), config.patch_size, config.backend,
+                        before=before)
 
 
 def build_method(config: TrainConfig, task: Task, streams: Streams, device: torch.device,

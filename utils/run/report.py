@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from datasets.correction import NONE
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
 from utils.run.records import BEGUN
@@ -22,6 +23,7 @@ def run_table(run: RunFolder) -> str:
     if "constant" in content:
         rows["constant answer"] = {SCORES[key]: f"{100 * content['constant'][key]:.1f}" for key in SCORES}
     sees = ", unlabelled target seen" if about["uses_target"] else ""
+    sees += ", target scene's statistics used" if run.read_config().scene_correction != NONE else ""
     pair = f"{about['source']} → {about['target'] or MISSING}"
     title = f"{about['label']}: {pair}, seed {about['seed']}{sees} (percent; n=1)"
     text = f"\n{shown(title)}\n\n{markdown(pd.DataFrame.from_dict(rows, orient='index'), 'selection rule')}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,9 @@ from utils.text import percent
 
 log = logging.getLogger(__name__)
 
-DAGGER, DAGGER_NOTE = " †", "† sees unlabelled target patches while it trains."
+TARGET_MARKS = {           # what a run takes from the target: column -> mark behind its name, note under a table
+    "uses_target": (" †", "† sees unlabelled target patches while it trains."),
+    "adapts": (" ‡", "‡ scene statistics at test time: it is applied with the target scene's own.")}
 NOT_HONEST = "epoch selected on the target's labels (oracle; not an honest score)"
 UNITS = "(percent, mean ± std over n seeds)"
 CONSTANT = "constant answer"
@@ -107,8 +109,18 @@ def notes(runs: pd.DataFrame, common: list[list[int]]) -> list[str]:
 
     common: per compared row or column, the numbers of seeds that the best one shares with each other one.
     """
-    found = [DAGGER_NOTE] if runs["uses_target"].any() else []
-    return found + ([MARKS, *power_note(common, 1)] if any(common) else [])
+    return target_notes(runs) + ([MARKS, *power_note(common, 1)] if any(common) else [])
+
+
+def target_notes(runs: pd.DataFrame) -> list[str]:
+    """What the marks of these runs mean."""
+    return [note for column, (_, note) in TARGET_MARKS.items() if runs[column].any()]
+
+
+def notes_of_names(names: Iterable[str]) -> list[str]:
+    """What the marks behind these names mean."""
+    names = list(names)
+    return [note for mark, note in TARGET_MARKS.values() if any(mark in name for name in names)]
 
 
 def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list[str]:

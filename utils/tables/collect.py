@@ -19,7 +19,7 @@ from utils.run.selection import ORACLE
 from utils.tables.runs import RunInfo, read_runs
 
 _PER_RULE = ("pair", "method", "setting", "seed", "rule", "epoch", "source_val", "shifted_source", *SCORES,
-             *(f"constant_{score}" for score in SCORES), "uses_target", "planned")       # a number or word each
+             *(f"constant_{score}" for score in SCORES), "uses_target", "adapts", "planned")       # a number or word each
 
 
 def collect(folders: list[str | Path]) -> pd.DataFrame:

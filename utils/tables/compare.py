@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets.correction import NONE
 from datasets.scene import Scene
 from datasets.splits import labelled_pixels
 from model.errors import ConfigError
@@ -14,7 +15,7 @@ from utils.run.build import read_scene, scene_sampler
 from utils.run.folder import open_run, run_label
 from utils.run.metrics import SCORES, confusion_matrix, scores
 from utils.run.predict import classify
-from utils.tables.cells import DAGGER, DAGGER_NOTE
+from utils.tables.cells import TARGET_MARKS, notes_of_names
 from utils.tables.markup import Cell, Table
 from utils.tables.statistics import ALPHA, block_bootstrap, block_confusions, interval, mcnemar
 from utils.trained.load import Trained, load_run
@@ -65,9 +66,14 @@ def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
         raise ConfigError(f"{scene.name} has no labelled pixel to compare maps on.")
     maps = [classify(trained.method, scene_sampler(scene, trained.config, trained.device)).cpu().numpy()
             for trained, _ in opened]
-    names = [f"{letter}: {run_label(trained.config)}{DAGGER if trained.method.uses_target else ''}, seed "
-             f"{trained.config.seed}" for letter, (trained, _) in zip("AB", opened)]
+    names = [f"{letter}: {run_label(trained.config)}{_marks(trained)}, seed {trained.config.seed}"
+             for letter, (trained, _) in zip("AB", opened)]
     return tables(names, np.asarray(truth), maps, np.asarray(centres), n_classes, scene.name, choice)
+
+
+def _marks(trained: Trained) -> str:
+    takes = {"uses_target": trained.method.uses_target, "adapts": trained.config.scene_correction != NONE}
+    return "".join(mark for column, (mark, _) in TARGET_MARKS.items() if takes[column])
 
 
 def _open(folder: str, choice: Comparison) -> tuple[Trained, Scene]:
@@ -100,7 +106,7 @@ def tables(names: list[str], truth: np.ndarray, maps: list[np.ndarray], position
              f"({choice.resamples} resamples of {blocks.shape[1]} blocks of {choice.block}×{choice.block} pixels, "
              f"seed {choice.seed})")
     how = "exact binomial" if test.exact else "χ² with continuity correction"
-    return [Table(title, "map", rows, [NOTE, *[DAGGER_NOTE] * any(DAGGER in name for name in names)]),
+    return [Table(title, "map", rows, [NOTE, *notes_of_names(names)]),
             Table(f"{scene}, rule {choice.rule}: McNemar's test ({how})", "maps", {"A and B": right})]
 
 

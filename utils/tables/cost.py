@@ -18,7 +18,7 @@ from utils.run.estimate import fresh_method, made_up
 from utils.run.folder import RunFolder
 from utils.run.records import damaged
 from utils.run.selection import LAST
-from utils.tables.cells import DAGGER_NOTE
+from utils.tables.cells import target_notes
 from utils.tables.markup import Cell, Table
 from utils.tables.runs import RunInfo, read_each, read_info
 from utils.text import MISSING
@@ -53,8 +53,7 @@ def cost(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
         groups = {name: read_each(group["folder"].unique(), _recorded)
                   for name, group in of_pair.groupby("name", sort=False)}
         if rows := {name: _row(group, counted) for name, group in groups.items() if group}:
-            found = [DAGGER_NOTE] if of_pair["uses_target"].any() else []
-            tables.append(Table(f"{pair}: cost (n runs)", "method", rows, [*found, NOTE]))
+            tables.append(Table(f"{pair}: cost (n runs)", "method", rows, [*target_notes(of_pair), NOTE]))
     if not tables:
         raise UserError("None of these runs has the records that tell its cost; the warnings say what they lack.")
     return tables

@@ -14,9 +14,8 @@ from model.errors import UserError
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
 from utils.run.selection import LAST, ORACLE
-from utils.tables.cells import (CONSTANT, DAGGER_NOTE, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell,
-                                marks_of, notes, of_rule, rule_words, score_cell, score_table, seeds_cell,
-                                seeds_over_pairs)
+from utils.tables.cells import (CONSTANT, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell, marks_of, notes,
+                                of_rule, rule_words, score_cell, score_table, seeds_cell, seeds_over_pairs, target_notes)
 from utils.tables.cost import cost
 from utils.tables.differences import ablation, switches
 from utils.tables.markup import Cell, Table
@@ -179,7 +178,7 @@ def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]
                    **{pair: Cell(f"{100 * value:.1f}", numbers={"mean": 100 * value})
                       for pair, value in complete.loc[name].items()}}
             for name in sorted(ranks.mean, key=ranks.mean.get)}
-    found = [DAGGER_NOTE] if runs["uses_target"].any() else []
+    found = target_notes(runs)
     found.append(f"Friedman p = {ranks.p:.2g} over N = {ranks.n} pairs; mean ranks that differ by less than "
                  f"{ranks.critical_difference:.2f} are not told apart (Nemenyi, α = {ALPHA:g}).")
     if min(row["n"].numbers["n"] for row in rows.values()) < FEWEST_SEEDS:

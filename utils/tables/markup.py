@@ -16,7 +16,7 @@ _MARKDOWN = {"": "{}", BEST: "**{}**", LEVEL: "<ins>{}</ins>"}
 _LATEX = {"": "{}", BEST: r"\textbf{{{}}}", LEVEL: r"\underline{{{}}}"}
 _SYMBOLS = {"\\": r"\textbackslash{}", "x̂": r"$\hat{x}$", "d_z": "$d_z$", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
             "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", "±": r"$\pm$", "→": r"$\rightarrow$",
-            "–": "--", "×": r"$\times$", "·": r"$\cdot$", "−": "$-$", "≤": r"$\leq$", "†": r"$\dagger$", "²": "$^2$",
+            "–": "--", "×": r"$\times$", "·": r"$\cdot$", "−": "$-$", "≤": r"$\leq$", "†": r"$\dagger$", "‡": r"$\ddagger$", "²": "$^2$",
             "κ": r"$\kappa$", "α": r"$\alpha$", "τ": r"$\tau$", "χ": r"$\chi$", "Δ": r"$\Delta$", "∇": r"$\nabla$",
             "‖": r"$\|$"}
 _SIGN = re.compile("|".join(map(re.escape, _SYMBOLS)))

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from datasets.correction import NONE
 from model.errors import ConfigError, RunFolderError
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict
 from utils.run.folder import RunFolder, find_runs, run_label
 from utils.run.records import BEGUN, damaged, settings_in, settings_text, without_seed
-from utils.tables.cells import DAGGER
+from utils.tables.cells import TARGET_MARKS
 from utils.text import MISSING
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class RunInfo:
 
     pair: SOURCE → TARGET.  data: digest of the scenes' files.  method: the run's label.  setting: all other settings
     that can change a result, as JSON.  epochs: number of recorded evaluations.  uses_target: training saw unlabelled
-    target.  classes: their names, None where run.json lacks them.
+    target.  adapts: the weights are applied with the target scene's own statistics.  classes: their names, None where run.json lacks them.
     """
 
     pair: str
@@ -44,6 +45,7 @@ class RunInfo:
     finished: bool
     epochs: int
     uses_target: bool
+    adapts: bool
     folder: str
     config: TrainConfig
     classes: list[str] | None
@@ -56,7 +58,7 @@ class RunInfo:
     @property
     def columns(self) -> dict[str, Any]:
         """The run as columns of a frame; simulation: the settings of the simulated pair."""
-        names = ("pair", "method", "setting", "data", "seed", "folder", "finished", "uses_target")
+        names = ("pair", "method", "setting", "data", "seed", "folder", "finished", "uses_target", "adapts")
         return {name: getattr(self, name) for name in names} | {"simulation": to_dict(self.config.simulation)}
 
     def goes_before(self, other: RunInfo) -> bool:
@@ -79,8 +81,8 @@ def read_info(run: RunFolder, known: dict[str, _Read] | None = None) -> RunInfo:
     return RunInfo(pair=f"{about['source']} → {about['target'] or MISSING}", data=_digest(about["sha256"]),
                    method=read.method, setting=setting, seed=read.config.seed,
                    finished=about["status"] == "done", epochs=len(run.records(run.epochs)),
-                   uses_target=about["uses_target"], folder=str(run.path), config=read.config,
-                   classes=about.get("classes"))
+                   uses_target=about["uses_target"], adapts=read.config.scene_correction != NONE,
+                   folder=str(run.path), config=read.config, classes=about.get("classes"))
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,16 @@ def named(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def named_settings(runs: pd.DataFrame) -> pd.Series:
-    """Each run's label, the settings in which runs of one label differ, and a dagger if it saw unlabelled target."""
+    """Each run's label, the settings in which runs of one label differ, and its marks."""
     names = runs["method"].copy()
     for _, of_label in runs.groupby(["pair", "method"]):
         settings = {text: json.loads(text) for text in of_label["setting"].unique()}
         differing = differing_settings(list(settings.values()))
         added = {text: "".join(f" {name}={one.get(name)}" for name in differing) for text, one in settings.items()}
         names[of_label.index] += of_label["setting"].map(added)
-    return names + np.where(runs["uses_target"], DAGGER, "")
+    for column, (mark, _) in TARGET_MARKS.items():
+        names += np.where(runs[column], mark, "")
+    return names
 
 
 def differing_settings(settings: list[dict[str, Any]]) -> list[str]:

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from model.errors import UserError
 from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES, constant_answer, scores
-from utils.tables.cells import DAGGER, DAGGER_NOTE
+from utils.tables.cells import notes_of_names
 from utils.tables.runs import named, read_runs
 from utils.text import MISSING, insert_table, markdown, mean_std, shown
 
@@ -43,7 +43,7 @@ CRITERIA = (Criterion("source-val", "source_val_oa", NO_TARGET),
             Criterion("shifted-source", "shifted_source_oa", NO_TARGET),
             Criterion("entropy", "entropy", UNLABELLED), Criterion("IM", "im", UNLABELLED),
             Criterion("SND", "snd", UNLABELLED))
-_OF_THE_RUN = ("pair", "seed", "folder", "finished", "uses_target", "name")
+_OF_THE_RUN = ("pair", "seed", "folder", "finished", "uses_target", "adapts", "name")
 _ALWAYS = ("seconds", *(criterion.column for criterion in CRITERIA),
            *(f"{section}_{score}" for section in ("target", "constant") for score in SCORES))
 
@@ -51,7 +51,7 @@ _ALWAYS = ("seconds", *(criterion.column for criterion in CRITERIA),
 def read(folders: Iterable[str | Path]) -> pd.DataFrame:
     """One row per run and recorded epoch, from all run folders at or below `folders` (see `read_runs`).
 
-    Columns: pair, seed, folder, finished, uses_target, name; epoch (0 = before training); step; and what the records
+    Columns: pair, seed, folder, finished, uses_target, adapts, name; epoch (0 = before training); step; and what the records
     hold, NaN where they lack it: seconds (of the epoch), SECTION_SCORE as fractions (source_val_oa, shifted_source_oa,
     target_kappa, ...; constant_* = the constant answer), validators and diagnostics under their own names.  A run
     without a finished epoch is left out with a warning.  Raises UserError if no run is left.
@@ -224,8 +224,7 @@ def make_tables(points: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
 
 def _text(tables: dict[str, pd.DataFrame], index: str) -> str:
     parts = [f"**{shown(title)}**\n\n{markdown(table, index)}" for title, table in tables.items()]
-    marked = any(str(row).endswith(DAGGER) for table in tables.values() for row in table.index)
-    return "\n\n".join(parts + [DAGGER_NOTE] * marked)
+    return "\n\n".join(parts + notes_of_names(str(row) for table in tables.values() for row in table.index))
 
 
 def insert_tables(path: Path, folder: str, texts: dict[str, str]) -> None:

@@ -106,7 +106,7 @@ def test_a_method_that_sees_the_target_is_marked_in_every_layout(tmp_path):
     for layout in ("pairs", "overview", "per_class", "ablation", "sensitivity", "ranks"):
         for table in made(tmp_path, layout):
             assert "†" in table.title + "".join([*table.rows, *table.columns]), layout
-            assert cells.DAGGER_NOTE in table.notes, layout
+            assert cells.TARGET_MARKS["uses_target"][1] in table.notes, layout
 
 
 def test_too_few_seeds_are_said_under_the_table_and_in_the_log(tmp_path, caplog):

@@ -1,0 +1,117 @@
+"""Scene correction: spectra seen against the mean spectrum of their own scene.
+
+Light, air and detector change a whole flight at once, and the mean spectrum with it: what is left when the mean is taken
+out changes less.  It is old practice in remote sensing (internal average relative reflectance: Kruse 1988; log residuals:
+Green & Craig 1985).  Let u be a pixel's unit spectrum, r the reference, the mean of u over a scene's pixels.
+
+    mean         u − r
+    ratio        u / r, scaled to unit length again
+    standardise  (u − r) / s, s the standard deviation of u over the scene, scaled to the mean of s
+
+A scene that holds other surfaces has another mean for that reason alone.  So that a network learns not to trust the
+mean, training may mix the reference: every patch sees r = a·m + (1 − a)·Σ_k w_k c_k, m the source's mean, c_k the mean
+over the training pixels of class k, a ~ U(0, 1), w ~ Dirichlet(concentration), one draw per patch.
+
+The mean is robust as it is.  Unit spectra have one length, so no pixel weighs more than another, however bright or
+broken: one pixel of n moves the mean by 2/n at most.  Pixels without data are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NONE, MEAN, RATIO, STANDARDISE = "none", "mean", "ratio", "standardise"
+DARKEST = 0.05            # of the reference's root mean square: less is not divided by
+FEW_PIXELS = 1000         # a mean of fewer is not to be trusted
+ONE_SURFACE = 0.5         # of the source's spread: below, the scene may show one kind of surface alone
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the spectra of a scene are seen against.
+
+    mean, deviation  [B] float32, over the unit spectra of its pixels that hold data
+    pixels           how many these are
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    pixels: int
+
+    @property
+    def spread(self) -> float:
+        """Root mean square distance of a unit spectrum from the mean."""
+        return float(np.sqrt(np.square(self.deviation, dtype=np.float64).sum()))
+
+
+def reference_of(cube: np.ndarray) -> Reference:
+    """The reference of a cube [H, W, B] of unit spectra, zero where there is no data."""
+    there = cube.any(axis=2)
+    spectra = cube[there]
+    return Reference(spectra.mean(0, dtype=np.float64).astype(np.float32),
+                     spectra.std(0, dtype=np.float64).astype(np.float32), int(there.sum()))
+
+
+def class_means(cube: np.ndarray, centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Means [K, B] of the spectra of a cube [H, W, B] at centres [M, 2] by class; those of classes without one left out."""
+    spectra = cube[centres[:, 0], centres[:, 1]]
+    return np.stack([spectra[labels == k].mean(0, dtype=np.float64) for k in np.unique(labels)])
+
+
+def corrected(cube: np.ndarray, kind: str, reference: Reference) -> np.ndarray:
+    """A cube [H, W, B] of unit spectra seen against a reference; a pixel without data stays zero."""
+    if kind == NONE:
+        return cube
+    image = torch.from_numpy(cube).permute(2, 0, 1)[None]                                              # [1, B, H, W]
+    seen = Correction(kind, reference, torch.device("cpu")).plain(image)
+    return np.ascontiguousarray(seen[0].permute(1, 2, 0).numpy())
+
+
+class Correction:
+    """The correction of patches of one scene.
+
+    class_means [K, B]: means of the unit spectra of the classes, to be mixed into the reference; with concentration 0 it
+    is never mixed.
+    """
+
+    def __init__(self, kind: str, reference: Reference, device: torch.device, class_means: np.ndarray | None = None,
+                 concentration: float = 0.0):
+        self.kind, self.concentration, self.class_means = kind, concentration, class_means
+        self.mean = torch.from_numpy(reference.mean).to(device)
+        self.deviation = torch.from_numpy(reference.deviation).to(device)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Unit spectra [N, B, P, P] seen against the scene's own reference."""
+        return self._against(x, self.mean[None])
+
+    def training(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """The same while training, every patch against a reference of its own.  `rng` is a generator on x's device."""
+        if self.concentration == 0 or self.class_means is None:
+            return self.plain(x)
+        return self._against(x, self.draw(len(x), rng))
+
+    def draw(self, n: int, rng: torch.Generator) -> Tensor:
+        """n mixed references: [n, B]."""
+        seed = torch.empty(1, dtype=torch.int64, device=rng.device).random_(generator=rng).item()
+        numbers = np.random.default_rng(seed)
+        own = numbers.uniform(size=(n, 1))
+        weights = numbers.dirichlet(np.full(len(self.class_means), self.concentration), n)                     # [n, K]
+        mixed = torch.from_numpy(((1 - own) * (weights @ self.class_means)).astype(np.float32)).to(self.mean.device)
+        return mixed + torch.from_numpy(own.astype(np.float32)).to(self.mean.device) * self.mean
+
+    def _against(self, x: Tensor, reference: Tensor) -> Tensor:
+        """x [N, B, P, P] against references [N or 1, B]."""
+        there, r = x.any(1, keepdim=True), reference[:, :, None, None]
+        if self.kind == RATIO:
+            seen = x / torch.maximum(r, DARKEST * r.square().mean(1, keepdim=True).sqrt())
+            seen = seen / seen.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        else:
+            seen = x - r
+            if self.kind == STANDARDISE:
+                s = self.deviation.clamp_min(DARKEST * self.deviation.mean())
+                seen = seen * (self.deviation.mean() / s)[None, :, None, None]
+        return seen * there
