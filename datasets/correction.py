@@ -56,6 +56,16 @@ def reference_of(cube: np.ndarray) -> Reference:
                      spectra.std(0, dtype=np.float64).astype(np.float32), int(there.sum()))
 
 
+def doubts(reference: Reference, source_spread: float | None) -> str | None:
+    """Why a scene's reference is not to be trusted, if so.  source_spread: that of the scene trained on, where known."""
+    if reference.pixels < FEW_PIXELS:
+        return f"it has {reference.pixels} pixels with data"
+    if source_spread and reference.spread < ONE_SURFACE * source_spread:
+        return (f"its spectra differ {reference.spread / source_spread:.0%} as much as those of the scene trained on; it "
+                "may show one kind of surface alone")
+    return None
+
+
 def class_means(cube: np.ndarray, centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Means [K, B] of the spectra of a cube [H, W, B] at centres [M, 2] by class; those of classes without one left out."""
     spectra = cube[centres[:, 0], centres[:, 1]]
@@ -81,6 +91,7 @@ class Correction:
     def __init__(self, kind: str, reference: Reference, device: torch.device, class_means: np.ndarray | None = None,
                  concentration: float = 0.0):
         self.kind, self.concentration, self.class_means = kind, concentration, class_means
+        self.reference = reference
         self.mean = torch.from_numpy(reference.mean).to(device)
         self.deviation = torch.from_numpy(reference.deviation).to(device)
 

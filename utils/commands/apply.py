@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from datasets.harmonize import check_fit, check_patch, preprocess
+import numpy as np
+
+from datasets.correction import NONE, Reference, reference_of
+from datasets.harmonize import check_fit, check_patch, preprocess, unit_spectra
+from datasets.patches import place
 from datasets.scene import Scene
 from datasets.writers import write_map
 from model.discriminator import Discriminator
@@ -14,60 +20,107 @@ from model.errors import CheckpointError, ConfigError
 from utils import text
 from utils.figures import scenes, sheet
 from utils.released import weights
-from utils.run.build import read_scene, scene_sampler
+from utils.run.build import read_scene, scene_sampler, spread_sampler, warn_of_statistics
 from utils.run.config import command_parser, parse_command
 from utils.run.flags import Parser
 from utils.run.folder import open_run
-from utils.run.metrics import constant_answer, scores
-from utils.run.predict import confusion_of, map_scene
+from utils.run.metrics import confusion_matrix, constant_answer, scores
+from utils.run.predict import as_map, confusion_of, map_scene, probabilities, scene_probabilities
 from utils.run.selection import LAST, RULES
+from utils.trained.adapt import MOST_PIXELS, adapt
 from utils.trained.load import Trained, load_released, load_run
+
+log = logging.getLogger(__name__)
 
 RuleName = Literal[tuple(rule.name for rule in RULES)]
 
 
 @dataclass
 class Choice:
-    """Trained weights applied to a scene: those of a finished run, or a checkpoint of the released code.
+    """Trained weights applied to a scene: those of finished runs, or a checkpoint of the released code.
 
     Args:
-        run: run folder.
+        run: run folder; of several the probabilities are averaged.
         weights: best.pth of the released code, in place of a run.
         scene: registered name or path of a scene file; null = the run's own target.
         rule: selection rule whose weights are used.
         kernel_activation: how the networks of --weights were trained: 'relu' as the released code, 'none' as the paper.
         data_path: folder of the scene's files, where it differs from the run's.
+        statistics_from: scene (registered name or path of a scene file) whose mean spectrum a scene correction uses in
+            place of the scene's own: a larger one of the same flight.
+        adapt: set BatchNorm anew on the scene's unlabelled pixels first: its statistics ('bn'), or its parameters too,
+            by the entropy of the predictions ('tent'); 'none' = as trained.
         gpu: CUDA device number; -1 = CPU; null = as the run.
-        out: (predict) file for the map, a GeoTIFF; null = NAME_map.tif in the run folder, or here.
+        out: (predict) file for the map, a GeoTIFF; null = NAME_map.tif in the (first) run folder, or here.
     """
 
-    run: Optional[str] = None
+    run: list[str] = field(default_factory=list)
     weights: Optional[str] = None
     scene: Optional[str] = None
     rule: RuleName = LAST.name
     kernel_activation: Literal["relu", "none"] = "relu"
     data_path: Optional[str] = None
+    statistics_from: Optional[str] = None
+    adapt: Literal["none", "bn", "tent"] = "none"
     gpu: Optional[int] = None
     out: Optional[str] = None
 
 
-def _apply(choice: Choice) -> tuple[Trained, Scene]:
-    """The trained method and the scene that a command line names."""
-    if (choice.run is None) == (choice.weights is None):
+@dataclass
+class Member:
+    """Trained weights, and the statistics that their scene correction uses."""
+
+    trained: Trained
+    reference: Reference | None
+
+    def cube(self, scene: Scene) -> np.ndarray:
+        return preprocess(scene.cube, self.trained.config.scene_correction, self.reference)
+
+
+def _apply(choice: Choice) -> tuple[list[Member], Scene, tuple[str, ...]]:
+    """The trained methods, the scene that a command line names, and the names of the classes."""
+    if (not choice.run) == (choice.weights is None):
         raise ConfigError("Give either --run RUN_FOLDER or --weights best.pth.")
-    trained = load_run(open_run(choice.run), choice.rule, choice.gpu, choice.data_path) if choice.run else \
-        load_released(Path(choice.weights), choice.kernel_activation, choice.data_path, choice.gpu)
-    name = choice.scene or (trained.config.target_name if choice.run else None)
+    loaded = [load_run(open_run(run), choice.rule, choice.gpu, choice.data_path) for run in choice.run] or \
+        [load_released(Path(choice.weights), choice.kernel_activation, choice.data_path, choice.gpu)]
+    name = choice.scene or (loaded[0].config.target_name if choice.run else None)
     if name is None:
         raise ConfigError("Name the scene to apply the weights to: --scene NAME.")
-    scene = read_scene(trained.config, name)
-    trained.class_names = trained.class_names or scene.class_names
-    check_fit(scene, trained.task.bands, trained.class_names, "the trained weights")
-    if len(trained.class_names) != trained.task.n_classes:
-        raise CheckpointError(f"The weights are for {trained.task.n_classes} classes; {scene.name} has "
-                              f"{len(trained.class_names)}.")
-    check_patch(scene, trained.task.patch_size)
-    return trained, scene
+    scene = read_scene(loaded[0].config, name)
+    class_names = loaded[0].class_names or scene.class_names
+    for trained, run in zip(loaded, choice.run):
+        if trained.class_names != class_names:
+            raise ConfigError(f"{run} was trained on other classes than {choice.run[0]}; their probabilities cannot be "
+                              "averaged.")
+    for trained in loaded:
+        check_fit(scene, trained.task.bands, class_names, "the trained weights")
+        if len(class_names) != trained.task.n_classes:
+            raise CheckpointError(f"The weights are for {trained.task.n_classes} classes; {scene.name} has "
+                                  f"{len(class_names)}.")
+        check_patch(scene, trained.task.patch_size)
+    return _members(choice, loaded, scene), scene, class_names
+
+
+def _members(choice: Choice, loaded: list[Trained], scene: Scene) -> list[Member]:
+    """The trained methods with the statistics that they use, adapted if that is asked for."""
+    correcting = [trained for trained in loaded if trained.config.scene_correction != NONE]
+    if choice.statistics_from and not correcting:
+        raise ConfigError("--statistics_from has no use: the weights were trained without --scene_correction.")
+    reference = None
+    if correcting:
+        other = read_scene(loaded[0].config, choice.statistics_from) if choice.statistics_from else scene
+        if other.bands != scene.bands:
+            raise ConfigError(f"{other.name} has {other.bands} bands, {scene.name} {scene.bands}: its mean spectrum cannot "
+                              "be used.")
+        reference = reference_of(unit_spectra(other.cube))
+        spread = correcting[0].run.read_run().get("source_spread") if correcting[0].run else None
+        warn_of_statistics(other, reference, spread)
+    members = [Member(trained, reference if trained in correcting else None) for trained in loaded]
+    for member in members if choice.adapt != "none" else ():
+        config, device = member.trained.config, member.trained.device
+        adapt(member.trained.method, spread_sampler(scene, place(member.cube(scene), device), config, MOST_PIXELS),
+              choice.adapt)
+    return members
 
 
 def evaluate_parser() -> Parser:
@@ -77,18 +130,34 @@ def evaluate_parser() -> Parser:
 def evaluate(words: list[str]) -> None:
     """Score trained weights on a labelled scene."""
     choice = parse_command(Choice, words, evaluate_parser())
-    trained, scene = _apply(choice)
-    sampler = scene_sampler(scene, trained.config, trained.device)
-    if not len(sampler):
+    members, scene, class_names = _apply(choice)
+    if not scene.labels.any():
         raise ConfigError(f"{scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
-    confusion = confusion_of(trained.method, sampler, trained.task.n_classes)
+    confusion = _confusion(members, scene, len(class_names))
     result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
-    print(f"{scene.name}, weights of {choice.weights or f'{choice.run}, rule {choice.rule}'} ({result.n} pixels)")
+    whose = choice.weights or f"{', '.join(choice.run)}, rule {choice.rule}"
+    print(f"{scene.name}, weights of {whose}{_reads(choice, members)} ({result.n} pixels)")
     for name, score in (("these weights", result), ("constant answer", constant)):
         print(f"  {name:<34} OA {100 * score.oa:.2f}  AA {100 * score.aa:.2f}  kappa {100 * score.kappa:.2f}  "
               f"macro-F1 {100 * score.macro_f1:.2f}")
-    for name, accuracy in zip(trained.class_names, result.per_class):
+    for name, accuracy in zip(class_names, result.per_class):
         print(f"  {name:<34} {text.MISSING if accuracy is None else f'{100 * accuracy:.2f}'}")
+
+
+def _confusion(members: list[Member], scene: Scene, n_classes: int) -> np.ndarray:
+    """Confusion matrix [K, K] of the weights, or of several ones' averaged probabilities, on the labelled pixels."""
+    samplers = [scene_sampler(scene, member.trained.config, member.trained.device, member.reference)
+                for member in members]
+    if len(members) == 1:
+        return confusion_of(members[0].trained.method, samplers[0], n_classes)
+    total = sum(probabilities(member.trained.method, sampler).cpu() for member, sampler in zip(members, samplers))
+    return confusion_matrix(samplers[0].labels.cpu().numpy(), total.argmax(1).numpy(), n_classes)
+
+
+def _reads(choice: Choice, members: list[Member]) -> str:
+    """What is read of the scene beside its patches."""
+    found = [f"statistics of {choice.statistics_from or 'the scene'}"] * any(member.reference for member in members)
+    return "".join(f", {what}" for what in [*found, *[f"adapted by {choice.adapt}"] * (choice.adapt != "none")])
 
 
 def predict_parser() -> Parser:
@@ -100,15 +169,29 @@ def predict(words: list[str]) -> None:
     choice = parse_command(Choice, words, predict_parser())
     if choice.out is not None and Path(choice.out).suffix.lower() not in (".tif", ".tiff"):
         raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
-    trained, scene = _apply(choice)
-    path = Path(choice.out) if choice.out else Path(choice.run or ".") / f"{scene.name}_map.tif"
-    cube = preprocess(scene.cube, trained.config.scene_correction)
-    prediction = map_scene(trained.method, cube, trained.task.patch_size, trained.device, trained.config.backend)
+    members, scene, class_names = _apply(choice)
+    path = Path(choice.out) if choice.out else Path(choice.run[0] if choice.run else ".") / f"{scene.name}_map.tif"
+    prediction = _map(members, scene)
     prediction[~scene.cube.any(axis=2)] = 0
-    write_map(path, prediction, scene, trained.class_names)
-    picture = scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, trained.class_names, scene.name)
+    write_map(path, prediction, scene, class_names)
+    picture = scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, class_names, scene.name)
     sheet.save(picture, path.with_suffix(".png"))
     print(f"{path}\n{path.with_suffix('.png')}")
+
+
+def _map(members: list[Member], scene: Scene) -> np.ndarray:
+    """Class 1..K of every pixel: [H, W]."""
+    def answer(of_scene: Callable[..., np.ndarray], member: Member) -> np.ndarray:
+        trained = member.trained
+        return of_scene(trained.method, member.cube(scene), trained.task.patch_size, trained.device,
+                        trained.config.backend)
+
+    if len(members) == 1:
+        return answer(map_scene, members[0])
+    total = answer(scene_probabilities, members[0])                                                       # [H, W, K]
+    for member in members[1:]:
+        total += answer(scene_probabilities, member)
+    return as_map(total.argmax(2), total.shape[2])
 
 
 def export_parser() -> Parser:
@@ -128,6 +211,9 @@ def export(words: list[str]) -> None:
     if type(trained.method.discriminator) is not Discriminator:
         raise ConfigError(f"{run.path}: method '{trained.config.method}' classifies with something else than the "
                           "released code's discriminator; there is nothing to export.")
+    if trained.config.scene_correction != NONE:
+        log.warning("These weights see spectra after --scene_correction %s, which the released code does not do.",
+                    trained.config.scene_correction)
     try:
         weights.export(path, trained.method.discriminator.state_dict())
     except OSError as error:

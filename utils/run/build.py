@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.correction import NONE, Correction, class_means, corrected, reference_of
+from datasets.correction import NONE, Correction, Reference, class_means, corrected, doubts, reference_of
 from datasets.harmonize import check_pair, check_patch, preprocess, unit_spectra, warn_of_hot_pixels
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
@@ -111,6 +111,8 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat, before=before)
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     held_out = PatchSampler(before[0], split.val, split.val_labels, config.patch_size, config.backend) if before else val
+    if target and before:
+        warn_of_statistics(target, reference_of(unit_spectra(target.cube)), before[1].reference.spread)
     shifted = ShiftedSource(held_out, source, config.scene_correction)
     log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
              f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
@@ -134,10 +136,17 @@ def place_corrected(spectra: np.ndarray, config: TrainConfig, device: torch.devi
     return place(corrected(spectra, config.scene_correction, reference), device), (place(spectra, device), correction)
 
 
-def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device) -> PatchSampler:
-    """A sampler of all labelled pixels of a scene."""
-    return PatchSampler(place(preprocess(scene.cube, config.scene_correction), device), *labelled_pixels(scene.labels),
-                        config.patch_size, config.backend)
+def scene_sampler(scene: Scene, config: TrainConfig, device: torch.device, reference: Reference | None = None
+                  ) -> PatchSampler:
+    """A sampler of all labelled pixels of a scene, corrected by its own statistics or by those given."""
+    return PatchSampler(place(preprocess(scene.cube, config.scene_correction, reference), device),
+                        *labelled_pixels(scene.labels), config.patch_size, config.backend)
+
+
+def warn_of_statistics(scene: Scene, reference: Reference, source_spread: float | None) -> None:
+    if why := doubts(reference, source_spread):
+        log.warning("%s: its mean spectrum is not to be trusted: %s. Take it from a larger scene of the same flight: "
+                    "--statistics_from (evaluate, predict).", scene.name, why)
 
 
 def spread_sampler(scene: Scene, cube: Tensor, config: TrainConfig, most: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def tidy(argv: list[str], kind: type) -> list[str]:
             while rest and not rest[0].startswith("--"):
                 taken.append(rest.pop(0))
             if taken and not taken[0].startswith("["):
-                taken = ["[" + ",".join(taken) + "]"]
+                taken = [json.dumps(taken) if "list[str]" in types[flag] else "[" + ",".join(taken) + "]"]
         out += taken
     return out
 

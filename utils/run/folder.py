@@ -137,7 +137,7 @@ class RunFolder:
                         source=data.source.name, target=data.target and data.target.name,
                         classes=list(data.source.class_names), bands=data.task.bands, sha256=data.sha256,
                         uses_target=method_class(config.method).uses_target,
-                        labelled_target_pixels=len(data.test) if data.test else 0, **environment)
+                        labelled_target_pixels=len(data.test) if data.test else 0, **spread_of(data), **environment)
 
     def append(self, path: Path, record: dict[str, Any]) -> None:
         with named_in_errors(path), open(path, "a") as file:
@@ -275,6 +275,12 @@ def _changes(settings: Settings) -> list[str]:
 
 def _short(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def spread_of(data: Data) -> dict[str, float]:
+    """The spread of the source's spectra, by which later scenes are judged, where there is a scene correction."""
+    correction = data.train.correction
+    return {"source_spread": correction.reference.spread} if correction else {}
 
 
 def run_name(config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ the pixels that are wanted.  A method that predicts in a way of its own goes pat
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -44,32 +45,74 @@ def confusion_of(method: Method, sampler: PatchSampler, n_classes: int) -> np.nd
 def map_scene(method: Method, cube: np.ndarray, patch_size: int, device: torch.device, backend: str,
               progress: bool = True) -> np.ndarray:
     """Predicted class 1..K of every pixel: preprocessed cube [H, W, B] -> [H, W] uint8 (uint16 beyond 255 classes)."""
-    h, w = cube.shape[:2]
-    with tqdm(total=h * w, desc="map", unit="px", unit_scale=True, disable=not progress) as bar:
-        if can_scan(method):
-            scanner = Scanner(method.discriminator, patch_size, backend)
-            predicted = _scanned(scanner, place(cube, device), Region(0, 0, h, w), bar)
-        else:
-            centres = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2)
-            sampler = PatchSampler(place(cube, device), centres, np.zeros(len(centres), np.int64), patch_size, backend)
-            predicted = _patchwise(method, sampler, torch.arange(h * w, device=device), bar).view(h, w)
-    return (predicted.cpu().numpy() + 1).astype(np.uint8 if method.task.n_classes < 256 else np.uint16)
+    return as_map(_of_scene(method, cube, patch_size, device, backend, _classes, progress).cpu().numpy(),
+                  method.task.n_classes)
+
+
+def as_map(predicted: np.ndarray, n_classes: int) -> np.ndarray:
+    """Classes 0..K-1 -> 1..K in the smallest type that holds them."""
+    return (predicted + 1).astype(np.uint8 if n_classes < 256 else np.uint16)
+
+
+def scene_probabilities(method: Method, cube: np.ndarray, patch_size: int, device: torch.device, backend: str,
+                        progress: bool = True) -> np.ndarray:
+    """Probabilities of the classes at every pixel: preprocessed cube [H, W, B] -> [H, W, K] float32."""
+    return _of_scene(method, cube, patch_size, device, backend, _probabilities, progress).cpu().numpy()
 
 
 def classify(method: Method, sampler: PatchSampler) -> Tensor:
     """Predicted class 0..K-1 of every sample: [N]."""
+    return _of_samples(method, sampler, _classes)
+
+
+def probabilities(method: Method, sampler: PatchSampler) -> Tensor:
+    """Probabilities of the classes of every sample: [N, K]."""
+    return _of_samples(method, sampler, _probabilities)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.float().softmax(-1)
+
+
+Answer = Callable[[Tensor], Tensor]       # logits [..., K] -> what is wanted of them, [...] or [..., K]
+
+
+def _of_scene(method: Method, cube: np.ndarray, patch_size: int, device: torch.device, backend: str, answer: Answer,
+              progress: bool) -> Tensor:
+    """The answer at every pixel of a preprocessed cube [H, W, B]: [H, W] or [H, W, K]."""
+    h, w = cube.shape[:2]
+    with tqdm(total=h * w, desc="map", unit="px", unit_scale=True, disable=not progress) as bar:
+        if can_scan(method):
+            scanner = Scanner(method.discriminator, patch_size, backend)
+            return _scanned(scanner, place(cube, device), Region(0, 0, h, w), answer, bar)
+        centres = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2)
+        sampler = PatchSampler(place(cube, device), centres, np.zeros(len(centres), np.int64), patch_size, backend)
+        return _patchwise(method, sampler, torch.arange(h * w, device=device), answer, bar).unflatten(0, (h, w))
+
+
+def _of_samples(method: Method, sampler: PatchSampler, answer: Answer) -> Tensor:
+    """The answer for every sample: [N] or [N, K]."""
     device = sampler.labels.device
-    predicted = torch.full([len(sampler)], -1, device=device)
+    left, found = torch.ones(len(sampler), dtype=torch.bool, device=device), None
     regions = plan(sampler.centres.cpu().numpy(), sampler.patch_size) if can_scan(method) else []
     if regions:
         scanner = Scanner(method.discriminator, sampler.patch_size, sampler.backend)
         for region, wanted in regions:
             index = torch.from_numpy(wanted).to(device)
-            rows, columns = sampler.centres[index].unbind(1)
-            predicted[index] = _scanned(scanner, sampler.cube, region)[rows - region.row, columns - region.column]
-    left = (predicted < 0).nonzero().flatten()
-    predicted[left] = _patchwise(method, sampler, left)
-    return predicted
+            rows, columns = (sampler.centres[index] - sampler.centres.new_tensor([region.row, region.column])).unbind(1)
+            scanned = _scanned(scanner, sampler.cube, region, answer)[rows, columns]
+            found = scanned.new_empty(len(sampler), *scanned.shape[1:]) if found is None else found
+            found[index], left[index] = scanned, False
+    rest = left.nonzero().flatten()
+    patchwise = _patchwise(method, sampler, rest, answer)
+    if found is None:
+        return patchwise                                   # all of them, in order
+    found[rest] = patchwise
+    return found
 
 
 def can_scan(method: Method) -> bool:
@@ -110,22 +153,23 @@ def _plan(centres: np.ndarray, index: np.ndarray, patch_size: int) -> tuple[floa
     return min(best, split, key=lambda way: way[0])
 
 
-def _scanned(scanner: Scanner, cube: Tensor, region: Region, bar: tqdm | None = None) -> Tensor:
-    """Predicted class 0..K-1 of every pixel of a region of a cube [B, H, W]: [height, width]."""
-    predicted = torch.empty(region.height, region.width, dtype=torch.int64, device=cube.device)
+def _scanned(scanner: Scanner, cube: Tensor, region: Region, answer: Answer, bar: tqdm | None = None) -> Tensor:
+    """The answer at every pixel of a region of a cube [B, H, W]: [height, width] or [height, width, K]."""
+    whole = None
     for row, column, logits in scanner.blocks(cube, region):
-        top, left = row - region.row, column - region.column
-        predicted[top:top + logits.shape[0], left:left + logits.shape[1]] = logits.argmax(2)
+        top, left, part = row - region.row, column - region.column, answer(logits)
+        whole = part.new_empty(region.height, region.width, *part.shape[2:]) if whole is None else whole
+        whole[top:top + part.shape[0], left:left + part.shape[1]] = part
         if bar is not None:
-            bar.update(logits.shape[0] * logits.shape[1])
-    return predicted
+            bar.update(part.shape[0] * part.shape[1])
+    return whole
 
 
-def _patchwise(method: Method, sampler: PatchSampler, index: Tensor, bar: tqdm | None = None) -> Tensor:
-    """Predicted class 0..K-1 of the samples of these numbers [N], patch by patch: [N]."""
-    predicted = torch.empty_like(index)
-    for part, found in zip(index.split(BATCH), predicted.split(BATCH)):
-        found.copy_(method.predict(sampler.patches(part)).argmax(1))
+def _patchwise(method: Method, sampler: PatchSampler, index: Tensor, answer: Answer, bar: tqdm | None = None) -> Tensor:
+    """The answer for the samples of these numbers [N], patch by patch: [N] or [N, K]."""
+    found = [answer(torch.zeros(0, method.task.n_classes, device=index.device))]
+    for part in index.split(BATCH) if len(index) else ():
+        found.append(answer(method.predict(sampler.patches(part))))
         if bar is not None:
             bar.update(len(part))
-    return predicted
+    return torch.cat(found)
