@@ -18,7 +18,8 @@ from utils.run.predict import probabilities, scene_probabilities
 from utils.trained.adapt import adapt
 from utils.trained.load import load_run
 
-CORRECTED = ("--method", "erm", "--scene_correction", "ratio", "--reference_branch", "0.7")
+CORRECTED = ("--method", "erm", "--scene_correction", "ratio", "--reference_branch", "0.7", "--max_epoch", "16",
+             "--eval_interval", "16")
 
 
 @pytest.fixture
@@ -119,6 +120,6 @@ def test_adaptation_reads_no_label(run, target, how):
 
 
 def test_a_classifier_without_batch_norm_cannot_adapt(trained, capsys):
-    forest = trained("--method", "rf")
+    forest = trained("--method", "random_forest")
     assert main.main(["evaluate", "--run", str(forest.path), "--adapt", "bn"]) == 2
     assert "no BatchNorm" in capsys.readouterr().err
