@@ -1,8 +1,8 @@
 """Scene correction: spectra seen against the mean spectrum of their own scene.
 
-Light, air and detector change a whole flight at once, and the mean spectrum with it: what is left when the mean is taken
-out changes less.  It is old practice in remote sensing (internal average relative reflectance: Kruse 1988; log residuals:
-Green & Craig 1985).  Let u be a pixel's unit spectrum, r the reference, the mean of u over a scene's pixels.
+Light, air and detector change a whole flight at once, and the mean spectrum with it: what is left when the mean is
+taken out changes less.  It is old practice in remote sensing (internal average relative reflectance: Kruse 1988; log
+residuals: Green & Craig 1985).  Let u be a pixel's unit spectrum, r the reference, the mean of u over a scene's pixels.
 
     mean         u − r
     ratio        u / r, scaled to unit length again
@@ -57,17 +57,17 @@ def reference_of(cube: np.ndarray) -> Reference:
 
 
 def doubts(reference: Reference, source_spread: float | None) -> str | None:
-    """Why a scene's reference is not to be trusted, if so.  source_spread: that of the scene trained on, where known."""
+    """Why a scene's reference is not to be trusted, if so.  source_spread: that of the scene trained on, if known."""
     if reference.pixels < FEW_PIXELS:
         return f"it has {reference.pixels} pixels with data"
     if source_spread and reference.spread < ONE_SURFACE * source_spread:
-        return (f"its spectra differ {reference.spread / source_spread:.0%} as much as those of the scene trained on; it "
-                "may show one kind of surface alone")
+        return (f"its spectra differ {reference.spread / source_spread:.0%} as much as those of the scene trained on; "
+                "it may show one kind of surface alone")
     return None
 
 
 def class_means(cube: np.ndarray, centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Means [K, B] of the spectra of a cube [H, W, B] at centres [M, 2] by class; those of classes without one left out."""
+    """Means of the spectra of a cube [H, W, B] at centres [M, 2] by class, of those that have one: [K, B]."""
     spectra = cube[centres[:, 0], centres[:, 1]]
     return np.stack([spectra[labels == k].mean(0, dtype=np.float64) for k in np.unique(labels)])
 
@@ -84,8 +84,8 @@ def corrected(cube: np.ndarray, kind: str, reference: Reference) -> np.ndarray:
 class Correction:
     """The correction of patches of one scene.
 
-    class_means [K, B]: means of the unit spectra of the classes, to be mixed into the reference; with concentration 0 it
-    is never mixed.
+    class_means [K, B]: means of the unit spectra of the classes, to be mixed into the reference; with concentration 0
+    it is never mixed.
     """
 
     def __init__(self, kind: str, reference: Reference, device: torch.device, class_means: np.ndarray | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +42,10 @@ class PatchSampler:
 
     def __init__(self, cube: Tensor, centres: np.ndarray, labels: np.ndarray, patch_size: int, backend: str = "auto",
                  repeat: int = 1, memory_format: torch.memory_format | None = None,
-                 before: tuple[Tensor, Correction] | None = None):
+                 before: tuple[Tensor, Correction] | None = None, scales: Sequence[tuple[float, Tensor]] = ()):
         """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1; before: the cube before
-        its correction, and the correction.
+        its correction, and the correction; scales: factors of the ground sampling distance, and the cube (before its
+        correction) with pixels of that size, of which every patch for training has one.
 
         `memory_format` of the patches: None means what the backend's kernels like best, channels_last for all but the
         reference.  Raises ValueError for a centre outside the scene.
@@ -56,6 +57,7 @@ class PatchSampler:
                              f"{size[1]} pixels.")
         self.cube, self.patch_size, self.backend, self.repeat = cube, patch_size, backend, repeat
         self.uncorrected, self.correction = before or (cube, None)
+        self.scales = scales or [(1.0, self.uncorrected)]
         plain = resolve_backend(backend, cube.device) == "reference"
         self.memory_format = memory_format or (torch.contiguous_format if plain else torch.channels_last)
         self.centres = torch.from_numpy(centres).to(cube.device)                         # [M, 2]
@@ -113,9 +115,10 @@ class PatchSampler:
     def _augmented(self, index: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
         """The augmented patches of [N] sample numbers."""
         fused = FUSED.get(resolve_backend(self.backend, self.cube.device))
-        if not (augmentation.flip or augmentation.radiation):
+        rescaled = len(self.scales) > 1
+        if not (augmentation.flip or augmentation.radiation or rescaled):
             x = self._gather(self.uncorrected, index)
-        elif fused:
+        elif fused and not rescaled:
             seed = torch.empty(1, dtype=torch.int64, device=self.cube.device).random_(-2 ** 63, None, generator=rng)
             x = fused(self.uncorrected, self.centres[index], self.patch_size, seed, flip=augmentation.flip,
                       radiation=augmentation.radiation, channels_last=self._channels_last)
@@ -132,8 +135,13 @@ class PatchSampler:
         """Flipped and noisy patches in plain PyTorch.  Flips cost nothing, as the order in which pixels are read."""
         turn = flips(len(centres), rng) if augmentation.flip else centres.new_ones(len(centres), 2)
         offsets = torch.arange(self.patch_size, device=centres.device) - self.patch_size // 2                   # [P]
-        places = centres[:, :, None] + turn[:, :, None] * offsets                                            # [N, 2, P]
-        x = gather_spectra(self.uncorrected, places[:, 0], places[:, 1])                                         # [N, P, P, B]
+        picked = torch.randint(len(self.scales), (len(centres),), generator=rng, device=centres.device) \
+            if len(self.scales) > 1 else torch.zeros_like(centres[:, 0])
+        x = self.cube.new_empty(len(centres), len(offsets), len(offsets), len(self.cube))                 # [N, P, P, B]
+        for number, (factor, cube) in enumerate(self.scales):
+            mine = (picked == number).nonzero().flatten()
+            places = centres[mine, :, None] + turn[mine, :, None] * (factor * offsets).round().long()        # [n, 2, P]
+            x[mine] = gather_spectra(cube, places[:, 0], places[:, 1])
         if augmentation.radiation:
             x = radiation_noise(x, rng)
         return x.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)

@@ -200,8 +200,8 @@ class ShiftedSource:
         return len(self.spectra)
 
     def batches(self, batch_size: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Every view of every batch: (view's name, x [N, B, P, P] as the network sees them, y [N]).  What a pixel looks like
-        does not depend on the batch size."""
+        """Every view of every batch: (view's name, x [N, B, P, P] as the network sees them, y [N]).  What a pixel
+        looks like does not depend on the batch size."""
         rng, first = np.random.default_rng(NOISE_SEED), 0
         for (x, y), (plane, _) in zip(self.spectra.in_order(batch_size), self.brightness.in_order(batch_size)):
             radiance = (x * plane).permute(0, 2, 3, 1)                                                   # [N, P, P, B]

@@ -30,6 +30,8 @@ class Switches:
             these a target's unlabelled pixels are read when the weights are applied to it, never while training.
         reference_branch: above 0, training mixes that mean with the means of the classes, by weights ~ Dirichlet(this),
             one draw per patch, so that the network does not trust the mean of a scene with other surfaces.
+        resolution_branch: above 1, every patch is seen while training at a ground sampling distance of its own, from
+            1/this to this times the source's: blurred and resampled (datasets/resolution.py).
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
         generator_norm: AdaIN per stage ('adain'), or one AdaIN and one BatchNorm shared by the stages ('adain_bn').
         generator_init: PyTorch's initialisation ('default'), weights ~ N(0, 1) ('normal'), or the output starting near
@@ -62,6 +64,7 @@ class Switches:
 
     scene_correction: Optional[Literal["none", "mean", "ratio", "standardise"]] = None
     reference_branch: Optional[float] = None
+    resolution_branch: Optional[float] = None
     kernel_activation: Optional[Literal["none", "relu"]] = None
     generator_norm: Optional[Literal["adain", "adain_bn"]] = None
     generator_init: Optional[Literal["default", "normal", "identity"]] = None
@@ -149,8 +152,8 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) > WIDEST:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
-    for name in ("reference_branch", "gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight",
-                 "source_weight"):
+    for name in ("reference_branch", "resolution_branch", "gain_branch", "admixture_branch", "consistency_weight",
+                 "adversarial_weight", "mi_weight", "source_weight"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:

@@ -6,7 +6,9 @@ import torch
 
 from datasets import patches
 from datasets.patches import Augmentation, PatchSampler, flips, mixture_noise, place, radiation_noise, source_repeat
+from datasets.resolution import blurred, factors
 from model.ops import cpu, reference
+from model.ops.reference import gather_spectra
 
 OFF = Augmentation(False, False, False)
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -138,3 +140,32 @@ def test_repetition_follows_the_released_rule():
     assert source_repeat(2530, 53200, 0.8, 5) == 5          # 0.19 < 1
     assert source_repeat(39332, 39355, 0.8, 5) == 1         # 4.0
     assert source_repeat(100, None, 0.8, 5) == 5            # unknown target
+
+
+def test_other_distances_blur_and_skip():
+    """A pixel twice as large sees its neighbours; every second one is taken, and a smaller one is repeated."""
+    rng = np.random.default_rng(0)
+    cube = rng.random((20, 24, 3)).astype(np.float32)
+    cube[:, 12:] += 1                                        # an edge
+    cube[5, 5] = 0                                           # no data
+    wide = blurred(cube, 2.0)
+    assert blurred(cube, 1.0) is cube and not wide[5, 5].any()
+    assert wide[:, 4:8].std() < cube[:, 4:8].std() and wide[10, 11].mean() > cube[10, 11].mean()
+    assert np.allclose(blurred(np.ones_like(cube), 2.0), 1, atol=1e-5)
+    scales = [(factor, place(blurred(cube, factor), torch.device("cpu"))) for factor in (0.5, 1.0, 2.0)]
+    centres = np.argwhere(np.ones((20, 24), bool))
+    sampler = PatchSampler(place(cube, torch.device("cpu")), centres, np.zeros(len(centres)), 5, scales=scales)
+    x, _ = next(sampler.batches(len(centres), torch.Generator().manual_seed(0), torch.Generator().manual_seed(0),
+                                Augmentation(False, False)))
+    assert factors(2.0) == pytest.approx([0.5, 2 ** -0.5, 1, 2 ** 0.5, 2]) and factors(1.2) == [1]
+    fine, coarse = (index_of(x, sampler, scale) for scale in (scales[0], scales[2]))
+    assert 0.2 * len(x) < len(fine) < 0.5 * len(x) and 0.2 * len(x) < len(coarse) < 0.5 * len(x)
+
+
+def index_of(x, sampler, scale):
+    """Which patches of a batch are those of some centre at this scale."""
+    factor, cube = scale
+    offsets = (factor * torch.arange(-2, 3)).round().long()
+    made = {tuple(np.round(gather_spectra(cube, centre[:1, None] + offsets, centre[1:, None] + offsets).numpy().ravel(), 4))
+            for centre in sampler.centres}
+    return [i for i, patch in enumerate(x.permute(0, 2, 3, 1).numpy()) if tuple(np.round(patch.ravel(), 4)) in made]

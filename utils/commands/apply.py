@@ -110,8 +110,8 @@ def _members(choice: Choice, loaded: list[Trained], scene: Scene) -> list[Member
     if correcting:
         other = read_scene(loaded[0].config, choice.statistics_from) if choice.statistics_from else scene
         if other.bands != scene.bands:
-            raise ConfigError(f"{other.name} has {other.bands} bands, {scene.name} {scene.bands}: its mean spectrum cannot "
-                              "be used.")
+            raise ConfigError(f"{other.name} has {other.bands} bands, {scene.name} {scene.bands}: its mean spectrum "
+                              "cannot be used.")
         reference = reference_of(unit_spectra(other.cube))
         spread = correcting[0].run.read_run().get("source_spread") if correcting[0].run else None
         warn_of_statistics(other, reference, spread)

@@ -15,6 +15,7 @@ from datasets.harmonize import check_pair, check_patch, preprocess, unit_spectra
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
 from datasets.readers import scene_digests
+from datasets.resolution import blurred, factors
 from datasets.scene import Scene
 from datasets.simulator.cache import load_scene_or_simulate, scene_folder
 from datasets.splits import labelled_pixels, split_scene
@@ -36,7 +37,7 @@ class Data:
     val         held-out source pixels; `shifted` holds them (some of them, if many) under physical perturbations
     test        the labelled target pixels; None where there are none
     unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
-    adaptation  all target pixels that hold data, whatever their label, for a method that adapts to them; None for others
+    adaptation  all target pixels that hold data, whatever their label, for a method that adapts to them, else None
     """
 
     source: Scene
@@ -108,9 +109,11 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     spectra = unit_spectra(source.cube)
     means = class_means(spectra, split.train, split.train_labels) if config.reference_branch else None
     cube, before = place_corrected(spectra, config, device, means)
-    train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat, before=before)
+    unit = before[0] if before else cube
+    train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,
+                         before=before, scales=source_scales(source, unit, config, device))
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
-    held_out = PatchSampler(before[0], split.val, split.val_labels, config.patch_size, config.backend) if before else val
+    held_out = PatchSampler(unit, split.val, split.val_labels, config.patch_size, config.backend)
     if target and before:
         warn_of_statistics(target, reference_of(unit_spectra(target.cube)), before[1].reference.spread)
     shifted = ShiftedSource(held_out, source, config.scene_correction)
@@ -123,6 +126,18 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
         adaptation = spread_sampler(target, target_cube, config, before=before) \
             if method_class(config.method).uses_target else None
     return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size)
+
+
+def source_scales(source: Scene, unit: Tensor, config: TrainConfig, device: torch.device) -> list[tuple[float, Tensor]]:
+    """Factors of the ground sampling distance for the resolution branch, and the source's unit spectra at each."""
+    if config.resolution_branch <= 1:
+        return []
+    if config.patch_size * config.resolution_branch > min(source.shape):
+        raise ConfigError(f"Patches of {config.patch_size}×{config.patch_size} pixels, {config.resolution_branch:g} "
+                          f"times as large, do not fit into {source.name} ({source.shape[0]}×{source.shape[1]}). Choose "
+                          "a smaller --resolution_branch.")
+    return [(factor, unit if factor <= 1 else place(unit_spectra(blurred(source.cube, factor)), device))
+            for factor in factors(config.resolution_branch)]
 
 
 def place_corrected(spectra: np.ndarray, config: TrainConfig, device: torch.device, means: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Test-time adaptation: BatchNorm of trained weights set anew on the unlabelled pixels of the scene they are applied to.
+"""Test-time adaptation: BatchNorm of trained weights set anew on the unlabelled pixels of the scene that is mapped.
 
     bn    the running statistics become those of the scene (Li et al., Pattern Recognition 80, 2018)
     tent  BatchNorm's scale and shift are trained first, to make the predictions decided: one pass over the scene with
