@@ -137,12 +137,14 @@ def test_a_signal_in_any_phase_of_a_command_leaves_every_file_old_or_new(train_o
 def test_a_signal_in_any_phase_of_a_sweep_lets_it_go_on(pair, train_once, tmp_path):
     file, runs = tmp_path / "sweep.yaml", tmp_path / "runs"
     write_sweep_file(file, pair.words(), runs, seeds=[333], variants=[{"recipe": "paper"}, {"method": "erm"}])
-    phases = ["sweep.sweep_runs", "sweep.check_made", "sweep.write_plan", "process.locked", "process._last_line"]
+    phases = ["sweep.sweep_runs", "sweep.check_made", "jobs.tqdm", "sweep.write_plan", "process.locked",
+              "process._last_line"]
     for phase, number in zip(phases, itertools.cycle(SIGNALS)):
-        said = interrupted(["sweep", str(file)], f"utils.sweep.{phase}", number)
+        words = ["sweep", str(file), "--jobs", "2" if phase.startswith("jobs.") else "1"]
+        said = interrupted(words, f"utils.sweep.{phase}", number)
         assert ("Interrupted; what was under way is saved." in said) == phase.startswith("process."), phase
         assert not parts(tmp_path)
-    code, said = finish(["sweep", str(file)])
+    code, said = finish(["sweep", str(file), "--jobs", "1"])
     assert code == 0, said
     made = {run.read_config().method: bits(run) for run in find_runs([runs])}
     whole = {"s2amsnet": train_once("--recipe", "paper"), "erm": train_once("--method", "erm")}

@@ -91,6 +91,13 @@ class Scanner:
             for row, logits in _Stream(self, cube, tile, rows).run():
                 yield row, start, logits
 
+    def block_rows(self, tile: Region, device: torch.device, most: int | None = None) -> int:
+        """Rows of a block of a column tile: as many blocks as `most` rows (None = as many as fit the block size) need,
+        evenly filled."""
+        across, total = tile.width + self.patch_size - 1, tile.height + self.patch_size + 1
+        most = most or max(1, BLOCK.get(device.type, BLOCK["cpu"]) // (across * self.width))
+        return -(-total // -(-total // most))
+
 
 def scan(discriminator: Discriminator, cube: Tensor, patch_size: int, backend: str = "auto") -> Tensor:
     """Logits of every pixel of a scene: [B, H, W] -> [H, W, K].  Raises ConfigError for a backend that cannot run."""
@@ -206,9 +213,7 @@ class _Stream:
         size, self.scanner, self.tile = scanner.patch_size, scanner, tile
         self.image = cube.permute(1, 2, 0)                                                     # [H, W, B]
         self.late, across = size + 1, tile.width + size - 1
-        most = rows or max(1, BLOCK.get(cube.device.type, BLOCK["cpu"]) // (across * scanner.width))
-        total = tile.height + self.late
-        self.rows = -(-total // -(-total // most))        # as many blocks as `most` rows need, evenly filled
+        self.rows = scanner.block_rows(tile, cube.device, rows)
         self.next_row = tile.row - size // 2              # of the mirrored scene
         columns = torch.arange(-1, across + 1, device=cube.device) + tile.column - size // 2
         self.columns = _mirrored(columns, cube.shape[2])

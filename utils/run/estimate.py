@@ -19,11 +19,12 @@ from torch import Tensor
 from datasets import formats
 from datasets.perturb import VIEWS
 from model.methods import Method, Task, method_class
+from model.scan.scanner import COLUMNS, Region, Scanner
 from model.seeding import Streams
 from utils import process
-from utils.run.build import Data, build_method
+from utils.run.build import Data, build_method, load_data
 from utils.run.config import TrainConfig
-from utils.run.predict import BATCH
+from utils.run.predict import BATCH, can_scan, plan
 from utils.run.scoring import CLEAN_PATCHES
 from utils.text import duration, size
 
@@ -77,10 +78,27 @@ def estimate(config: TrainConfig, data: Data, device: torch.device, timings: int
         method = fresh_method(config, data.task, device)
         step = probe(lambda n: step_of(method, n), batch, device, timings)
         prediction = probe(lambda n: prediction_of(method, n), min(BATCH, predicted), device, timings)
+        scan = 0 if step.memory is None else scan_memory(method, data, device)
     evaluation = step.seconds + predicted / min(BATCH, predicted) * prediction.seconds
     return Estimate(step.seconds,
                     data.train.epoch_length(config.batch_size) * step.seconds + evaluation / config.eval_interval,
-                    None if step.memory is None else max(step.memory, prediction.memory))
+                    None if step.memory is None else max(step.memory, prediction.memory, scan))
+
+
+def memory_of_run(config: TrainConfig) -> float | None:
+    """Bytes that a whole run on the CPU takes at its highest point, program and scenes included; None where the system
+    does not tell.  This process takes them but for the step's.  Raises UserError where the run would be refused."""
+    device = torch.device("cpu")
+    process.give_back()
+    if process.reset_peak(device) is None:
+        return None
+    data = load_data(config, device, Streams(config.seed, device).split)
+    loading = process.peak(device)
+    if method_class(config.method).fits_in_one_epoch:
+        return loading
+    process.give_back()
+    held = process.reset_peak(device)
+    return max(loading, held + estimate(config, data, device, 1).memory)
 
 
 def predictions(config: TrainConfig, data: Data) -> int:
@@ -88,6 +106,22 @@ def predictions(config: TrainConfig, data: Data) -> int:
     target = (len(data.test) if config.oracle else 0) + (len(data.unlabelled) if data.unlabelled else 0)
     clean = min(CLEAN_PATCHES, len(data.train)) if config.batchnorm_statistics == "source" else 0
     return len(data.val) + len(VIEWS) * len(data.shifted) + target + clean
+
+
+def scan_memory(method: Method, data: Data, device: torch.device) -> float:
+    """Bytes that the largest scan of an evaluation takes, extrapolated from blocks of an eighth and a quarter of its
+    rows; 0 where none is made."""
+    found = [(region, sampler) for sampler in (data.val, data.test) if sampler and can_scan(method)
+             for region, _ in plan(sampler.centres.cpu().numpy(), sampler.patch_size)]
+    if not found:
+        return 0
+    region, sampler = max(found, key=lambda each: each[0].height * each[0].width)
+    scanner = Scanner(method.discriminator, sampler.patch_size, sampler.backend)
+    tile = Region(region.row, region.column, region.height, -(-region.width // -(-region.width // COLUMNS)))
+    rows = scanner.block_rows(tile, device)
+    few, more = max(1, rows // FEW), max(2, rows // MORE)
+    return straight(few, more, rows, *(memory_of(lambda: next(scanner.blocks(sampler.cube, tile, rows=n)), device)
+                                       for n in (few, more)))
 
 
 def fresh_method(config: TrainConfig, task: Task, device: torch.device) -> Method:

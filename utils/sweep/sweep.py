@@ -1,4 +1,4 @@
-"""Many runs: pairs × variants × seeds of a sweep file, one after the other or on a Ray cluster."""
+"""Many runs: pairs × variants × seeds of a sweep file, some at a time on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from utils.run.records import read_settings
 from utils.sweep import process
 from utils.sweep.cluster import train_on_ray
 from utils.sweep.file import layered, read_sweep
+from utils.sweep.jobs import at_a_time
 from utils.sweep.process import INTERRUPTED, Run
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,11 @@ class SweepConfig:
         save_path: folder of the runs in place of the sweep file's.
         data_path: folder of the scenes' files, for every run.
         print: print the commands that are left to do, for any scheduler, and run nothing.
-        jobs: runs at a time on this machine, each with cpus_per_run threads.
+        jobs: runs at a time on this machine; null = its cores ÷ the threads of a run, fewer where memory would not do,
+            1 on a GPU.
         ray: run on a Ray cluster, several runs at a time: that at this address, or one of this machine alone.
-        cpus_per_run: with jobs or ray: CPU cores, and threads, of a run.
+        cpus_per_run: CPU cores, and threads, of a run; null = 1 with ray or several jobs, and with as many jobs as
+            there are cores for: OMP_NUM_THREADS, or else cores ÷ jobs.
         gpus_per_run: with ray: share of a GPU that a run takes, 0 to 1; null = 1 where the cluster has GPUs.
     """
 
@@ -59,9 +62,9 @@ class SweepConfig:
     save_path: Optional[str] = None
     data_path: Optional[str] = None
     print: bool = False
-    jobs: int = 1
+    jobs: Optional[int] = None
     ray: Optional[str] = None
-    cpus_per_run: int = 1
+    cpus_per_run: Optional[int] = None
     gpus_per_run: Optional[float] = None
 
 
@@ -128,15 +131,12 @@ def _digests(config: TrainConfig) -> dict[str, str]:
 
 def run_sweep(path: Path, choice: SweepConfig) -> int:
     """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
-    if choice.jobs < 1:
-        raise ConfigError(f"jobs must be at least 1, not {choice.jobs}.")
-    if choice.cpus_per_run < 1 or not 0 <= (choice.gpus_per_run or 0) <= 1:
-        raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
+    _check_shares(choice)
     runs = sweep_runs(path, choice)
     check_made(runs)
-    left = [run for run, _ in runs if not run.done]
+    left = [(run, config) for run, config in runs if not run.done]
     if choice.print:
-        for run in left:
+        for run, _ in left:
             print(shlex.join([sys.executable, PROGRAM, *run.arguments()]))
         return 0
     save_path = Path(runs[0][0].folder).parent
@@ -144,10 +144,12 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     write_plan(save_path, path.stem, (config for _, config in runs))
     if not left:
         return 0
-    failed = {}
+    waiting, failed = [run for run, _ in left], {}
+    here = at_a_time(choice.jobs, choice.cpus_per_run, len(runs), [config for _, config in left]) \
+        if choice.ray is None else None
     with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem, dynamic_ncols=True) as bar:
-        ended = _on_this_machine(left, choice.jobs, choice.cpus_per_run, bar) if choice.ray is None else \
-            train_on_ray(left, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run, choice.gpus_per_run)
+        ended = _on_this_machine(waiting, *here, bar) if here else \
+            train_on_ray(waiting, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run or 1, choice.gpus_per_run)
         try:
             with closing(ended):
                 for run, failure in ended:
@@ -163,11 +165,20 @@ def run_sweep(path: Path, choice: SweepConfig) -> int:
     return 1 if failed else 0
 
 
-def _on_this_machine(runs: list[Run], jobs: int, threads: int, bar: tqdm) -> Iterator[tuple[Run, Optional[str]]]:
+def _check_shares(choice: SweepConfig) -> None:
+    """Raise ConfigError for numbers of runs, cores and GPUs that cannot be."""
+    if choice.jobs is not None and choice.jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, not {choice.jobs}.")
+    if (choice.cpus_per_run is not None and choice.cpus_per_run < 1) or not 0 <= (choice.gpus_per_run or 0) <= 1:
+        raise ConfigError("A run needs at least one CPU (--cpus_per_run) and uses at most one GPU (--gpus_per_run).")
+
+
+def _on_this_machine(runs: list[Run], jobs: int, threads: Optional[int],
+                     bar: tqdm) -> Iterator[tuple[Run, Optional[str]]]:
     """Train so many runs at a time, the last words of one behind the bar; yields each that has ended, with what went
     wrong.  An interrupted one ends them all, and they save.
 
-    threads: of each run, where there are several at a time; a single one takes what PyTorch chooses.
+    threads: of each run; None = what PyTorch chooses.
     """
     stop, show = threading.Event(), sys.stderr.isatty()
 
@@ -177,7 +188,7 @@ def _on_this_machine(runs: list[Run], jobs: int, threads: int, bar: tqdm) -> Ite
         if show:
             bar.set_postfix_str(words)
 
-    environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+    environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(process.train_logged, run, PROGRAM, environment, watch=watch): run for run in runs}
         try:

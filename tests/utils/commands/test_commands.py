@@ -241,15 +241,6 @@ def test_a_sweep_takes_no_run_of_other_settings_as_its_own(pair, tmp_path, capsy
     assert main.main(words) == 0 and settings.read_text() == now and RunFolder(run).read_run()["status"] == "done"
 
 
-@pytest.mark.slow
-def test_a_sweep_goes_on_after_a_failure_and_lists_it(pair, tmp_path):
-    write_sweep(tmp_path / "sweep.yaml", pair, tmp_path, seeds=[0],
-                variants=[{"method": "erm", "training_sample_ratio": 0.999}, {"method": "erm"}])
-    code, said = finish(["sweep", str(tmp_path / "sweep.yaml")])
-    assert code == 1 and re.search(r"failed: .*exit code 2: ConfigError: .*training_sample_ratio.*log\.txt", said)
-    assert len(list((tmp_path / "sweep").glob("*/evaluation.json"))) == 1
-
-
 def test_a_sweep_file_with_another_key_is_refused(tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text("methods: [erm]\n")
     assert main.main(["sweep", str(tmp_path / "sweep.yaml")]) == 2

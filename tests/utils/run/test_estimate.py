@@ -30,9 +30,13 @@ def config(**entries) -> TrainConfig:
 
 
 class Pixels(list):
-    """Stands for a sampler, of which the estimate wants the number of patches only."""
+    """Stands for a sampler, of which the estimate wants the number of patches, and where they lie: far apart."""
 
-    repeat = 5
+    repeat, patch_size, backend = 5, 7, "auto"
+
+    @property
+    def centres(self) -> torch.Tensor:
+        return torch.tensor(self)[:, None] * torch.tensor([100, 170])
 
     def epoch_length(self, batch_size: int) -> int:
         return -(-len(self) * self.repeat // batch_size)
@@ -40,8 +44,8 @@ class Pixels(list):
 
 def data(**entries) -> SimpleNamespace:
     """Stands for a run's data: 300 training patches, repeated 5 times."""
-    there = {"task": Task(6, 3, 7), "train": Pixels(range(300)), "val": range(80), "shifted": range(10),
-             "test": range(500), "unlabelled": None}
+    there = {"task": Task(6, 3, 7), "train": Pixels(range(300)), "val": Pixels(range(80)),
+             "shifted": range(10), "test": Pixels(range(500)), "unlabelled": None}
     return SimpleNamespace(**there | entries)
 
 
@@ -144,6 +148,33 @@ def test_nothing_is_read_compiled_or_recorded():
         estimate.step_of(method, 5)()
         assert method.fast_step is None
     assert chosen[1].cuda_graph and chosen[2].compile
+
+
+class Field(Pixels):
+    """Stands for a sampler of every pixel of a scene, 700 of them in a row."""
+
+    cube = torch.rand(6, 90, 700)
+
+    @property
+    def centres(self) -> torch.Tensor:
+        return torch.cartesian_prod(torch.arange(90), torch.arange(700))
+
+
+@pytest.mark.parametrize("name", ["erm", "htcnn"])
+def test_a_scan_is_extrapolated_from_an_eighth_and_a_quarter_of_its_rows(monkeypatch, name):
+    machine, rows = FakeMachine(monkeypatch, lambda n: 0.0, lambda n: 4000 + 100 * n), []
+
+    def blocks(scanner, cube, region, rows):
+        assert cube is Field.cube and (region.height, region.width) == (90, 700)
+        machine.work(rows)()
+        yield 0, 0, None
+
+    method = estimate.fresh_method(config(method=name, patch_size=7, backend="reference"), Task(6, 3, 7), CPU)
+    monkeypatch.setattr(estimate.Scanner, "blocks", blocks)
+    monkeypatch.setattr(estimate.Scanner, "block_rows", lambda scanner, tile, device: rows.append(tile.width) or 64)
+    found = estimate.scan_memory(method, data(test=Field(range(63000))), CPU)
+    assert found == (pytest.approx(4000 + 6400) if name == "erm" else 0)
+    assert machine.sizes == ([8, 16] if name == "erm" else []) and estimate.scan_memory(method, data(), CPU) == 0
 
 
 def extrapolated_and_taken(n) -> tuple[float | None, float | None]:

@@ -127,6 +127,7 @@ def three(data, tmp_path, monkeypatch) -> tuple[Path, list[Path]]:
     """A sweep of three seeds of one method and the folders of its runs, the first of them done.  Nothing is trained.
     The bar has no thread that watches it, and a lock of its own: forks of this process would share the other one."""
     monkeypatch.setattr(sweep, "_on_this_machine", None)
+    monkeypatch.setattr(sweep, "at_a_time", lambda jobs, threads, runs, left: (jobs, threads, runs, len(left)))
     monkeypatch.setattr(sweep.tqdm, "monitor_interval", 0)
     monkeypatch.setattr(sweep.tqdm, "_lock", threading.RLock(), raising=False)
     file = tmp_path / "mine.yaml"
@@ -155,13 +156,13 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(three, monkeypatch, capl
     file, folders = three
     begun = []
 
-    def instead(left, jobs, threads, bar):
-        begun.append(([run.folder for run in left], jobs, threads, bar.total, bar.n))
+    def instead(left, jobs, threads, runs, unmade, bar):
+        begun.append(([run.folder for run in left], jobs, threads, runs, unmade, bar.total, bar.n))
         yield from zip(left, (failure, None))
 
     monkeypatch.setattr(sweep, "_on_this_machine", instead)
     assert run_sweep(file, SweepConfig(jobs=2, cpus_per_run=3)) == (1 if failure else 0)
-    assert begun == [([str(folder) for folder in folders[1:]], 2, 3, 3, 1)]
+    assert begun == [([str(folder) for folder in folders[1:]], 2, 3, 3, 2, 3, 1)]
     assert list(json.loads((folders[0].parent / FILE).read_text())) == ["mine"]
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == ([f"{folders[1].name} failed; the others go on.", f"failed: {folders[1].name}: {failure}"]
@@ -180,8 +181,10 @@ def test_a_sweep_on_a_cluster_hands_over_what_is_left_and_passes_an_interruption
     monkeypatch.setattr(sweep, "train_on_ray", instead)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(file, SweepConfig(ray="head:6379", cpus_per_run=3, gpus_per_run=0.5))
-    there = str(folders[0].parent)
-    assert given == [([str(folder) for folder in folders[1:]], sweep.PROGRAM, there, "head:6379", 3, 0.5)]
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(file, SweepConfig(ray="head:6379"))
+    left, there = [str(folder) for folder in folders[1:]], str(folders[0].parent)
+    assert given == [(left, sweep.PROGRAM, there, "head:6379", *shares) for shares in ((3, 0.5), (1, None))]
     assert caplog.messages[-1] == "Interrupted; what was under way is saved. Start the same sweep again to go on."
 
 
