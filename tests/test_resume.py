@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,10 +11,10 @@ import yaml
 import main
 from conftest import same_state
 from datasets.writers import write_mat_v5
+from forked import Started
 from model.errors import CheckpointError, NonFiniteLossError
 from model.methods import method_class
 from utils.run import checkpoint
-from utils.run.folder import ROOT
 from utils.run.selection import RULES
 
 RULE_NAMES = {rule.name for rule in RULES}
@@ -65,11 +63,11 @@ def test_another_number_of_threads_is_warned_of_on_resume(trained, caplog):
 @pytest.mark.slow
 def test_kill_nine_loses_nothing(pair, tmp_path):
     words = pair.words("--max_epoch", "100000", "--save_path", str(tmp_path / "b"))
-    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *words], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "b").glob("*/epochs.jsonl")):
+    started = Started(words)
+    while started.process.is_alive() and not list((tmp_path / "b").glob("*/epochs.jsonl")):
         time.sleep(0.01)
-    process.kill()                                  # at some moment of the second epoch, or of one soon after
-    assert process.wait() == -signal.SIGKILL
+    started.kill()                                  # at some moment of the second epoch, or of one soon after
+    assert started.end()[0] == -signal.SIGKILL
     folder = next((tmp_path / "b").iterdir())
     done = checkpoint.load(folder / "checkpoint.pt")["state"]["epoch"]
     run = main.train(["--resume", str(folder), "--max_epoch", str(done + 2)])

@@ -1,11 +1,12 @@
 """How the C++ kernels are built, kept and loaded."""
 
 import os
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from forked import server
+from fresh import in_a_fresh_process
 from model.ops import build, cpu
 from model.ops.build import BuildError, library
 
@@ -14,6 +15,7 @@ needs_kernels = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+    server()                                                # whose processes have the environment that it starts in
     monkeypatch.setenv("S2AMSNET_CACHE", str(tmp_path / "cache"))
     library.cache_clear()
     yield tmp_path
@@ -26,10 +28,10 @@ def one_function(folder, body="return 41 + 1;"):
     return source
 
 
-def answering(source):
-    """A program that prints what the function returns."""
-    return ("from pathlib import Path; from model.ops.build import library; "
-            f"print(library(Path({str(source)!r})).answer())")
+def answer(source, cache):
+    """What the function returns, and the number of the process."""
+    os.environ["S2AMSNET_CACHE"] = cache
+    return library(source).answer(), os.getpid()
 
 
 @needs_kernels
@@ -46,9 +48,11 @@ def test_a_build_is_kept_and_a_changed_source_is_built_anew(cache, caplog):
 @pytest.mark.slow
 @needs_kernels
 def test_processes_wait_for_the_one_that_builds(cache):
-    words = answering(one_function(cache))
-    processes = [subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["42\n", "42\n"]
+    source = one_function(cache)
+    with ProcessPoolExecutor(2, server()) as processes:
+        asked = [processes.submit(answer, source, os.environ["S2AMSNET_CACHE"]) for _ in range(2)]
+        (one, first), (other, second) = (each.result() for each in asked)
+    assert one == other == 42 and first != second
     assert len(list((cache / "cache").glob("*.so"))) == 1
 
 
@@ -82,7 +86,7 @@ def test_a_library_in_the_cache_is_not_built_again(cache, monkeypatch):
 
 def elsewhere(source):
     """What a process of its own answers, for this one would go on with what it has loaded once."""
-    return subprocess.run([sys.executable, "-c", answering(source)], capture_output=True, text=True, timeout=300).stdout
+    return in_a_fresh_process(answer, source, os.environ["S2AMSNET_CACHE"])[0]
 
 
 @pytest.mark.slow
@@ -90,12 +94,12 @@ def elsewhere(source):
 def test_a_damaged_library_is_built_again(cache):
     """Cut to half, one was a SIGBUS; empty, it meant the reference ever after; one bit may be another."""
     source = one_function(cache)
-    assert elsewhere(source) == "42\n"
+    assert elsewhere(source) == 42
     built, = (cache / "cache").glob("answer-*.so")
     for damage in (lambda whole: whole[:len(whole) // 2], lambda whole: b"",
                    lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])):
         built.write_bytes(content := damage(built.read_bytes()))
-        assert not build.whole(built) and elsewhere(source) == "42\n"
+        assert not build.whole(built) and elsewhere(source) == 42
         assert build.whole(built) and built.read_bytes() != content
 
 
@@ -104,7 +108,7 @@ def test_a_damaged_library_is_built_again(cache):
 def test_a_whole_library_that_cannot_be_loaded_is_built_once_more(cache, caplog, monkeypatch):
     caplog.set_level("INFO", logger="model.ops.build")
     source = one_function(cache)
-    assert elsewhere(source) == "42\n"
+    assert elsewhere(source) == 42
     built, = (cache / "cache").glob("answer-*.so")
     attempts = []
 

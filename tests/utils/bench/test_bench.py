@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import main
+from conftest import batch, build
 from datasets.patches import place
 from model.ops import gather_patches, reference
 from utils import process
@@ -36,6 +37,7 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("bench")                          # measured once
 def test_small_bench_measures_everything(measured):
     code, out, _ = measured
     result = json.loads((out / "speed.json").read_text())
@@ -59,6 +61,7 @@ def test_small_bench_measures_everything(measured):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("bench")
 def test_table_is_made_from_the_json_and_put_into_a_file(measured):
     _, out, readme = measured
     text = table.text(json.loads((out / "speed.json").read_text()))
@@ -272,8 +275,11 @@ def test_a_steps_own_floor_is_less_than_the_step(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_programs_are_compared_in_turns(tmp_path, capsys):
-    """This program against itself: every method at one size, in processes of their own."""
+def test_two_programs_are_compared_in_turns(tmp_path, capsys, monkeypatch):
+    """This program against itself: two methods at one size, in processes of their own."""
+    for method, recipe in against.WORK.values():
+        build(method=method, recipe=recipe).update(*batch())
+    monkeypatch.setattr(against, "WORK", {name: against.WORK[name] for name in ("s2amsnet released", "erm")})
     words = ["bench", "--small", "--gpu", "-1", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)]
     assert main.main([*words, "--against", str(main.process.__file__).rsplit("/utils", 1)[0]]) == 0
     result = json.loads((tmp_path / "against.json").read_text())

@@ -1,7 +1,6 @@
 """The commands beside train, on real runs."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np

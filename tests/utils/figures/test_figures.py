@@ -1,8 +1,6 @@
 """Maps, confusion matrices, patch sheets and scene pairs: what is drawn, and that it is legible."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,8 @@ from matplotlib.text import Text
 
 from datasets.scene import Scene
 from figure_checks import legend_texts, legible, shown
+from fresh import in_a_fresh_process, modules_after
+from utils.commands.registry import COMMANDS
 from utils.figures import comparison, palette, scenes, sheet
 
 HOUSTON = ("grass healthy", "grass stressed", "trees", "water", "residential buildings", "non-residential buildings",
@@ -189,8 +189,10 @@ def test_save_replaces_atomically(tmp_path, monkeypatch):
 
 def test_pyplot_stays_out():
     """pyplot keeps global state and may look for a display."""
-    code = "import sys, utils.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
+    modules = [f"utils.figures.{path.stem}" for path in Path(sheet.__file__).parent.glob("[!_]*.py")]
+    assert len(modules) > 5
+    loaded = in_a_fresh_process(modules_after, [*modules, *(command.module for command in COMMANDS.values())])
+    assert {"matplotlib.figure", *modules} <= loaded and "matplotlib.pyplot" not in loaded
 
 
 def test_a_large_page_gets_fewer_dots_and_an_ordinary_one_all(tmp_path, monkeypatch):

@@ -62,8 +62,8 @@ def test_a_number_that_is_asked_for_stands(machine, caplog):
     assert choose(3, None) == (3, 1) and choose(3, 4) == (3, 4) and choose(1, None) == (1, None)
     assert not caplog.records
     assert choose(6, None) == (6, 1) and choose(100, None, left=5) == (100, 1)
-    line, = caplog.messages
-    assert line == "Memory is short for 6 runs at a time: one needs up to 1.0 GB, and 5.0 GB is free. --jobs 5 takes less."
+    assert caplog.messages == [
+        "Memory is short for 6 runs at a time: one needs up to 1.0 GB, and 5.0 GB is free. --jobs 5 takes less."]
 
 
 def test_fewer_runs_where_memory_is_short_get_more_threads(machine, monkeypatch, caplog):
