@@ -6,6 +6,7 @@ That one only imports: a pool of threads that it had started would hang its chil
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import resource
 import signal
@@ -25,17 +26,25 @@ from tqdm import tqdm
 
 import main
 from utils.commands import registry
+from utils.figures import of_run
+from utils.run.config import train_parser
 from utils.sweep import guard, process
 
 ROOT = Path(main.__file__).parent
 HANGS = 600.0              # seconds that only end a test that hangs
+
+LOADED_LATE = ["torch._dynamo", "model.s2amsnet", "model.methods.erm", "model.ops.cpu", "model.ops.norms_cpu",
+               "model.ops.patches_cpu", "model.scan.cpu"]         # that a run loads when it begins
+
+train_parser()             # made once, for all that are forked
 
 
 @functools.cache
 def server():
     """The context whose processes are forked.  What it loads first is found wherever the tests are started from."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["forked", *(command.module for command in registry.COMMANDS.values())])
+    commands = [command.module for command in registry.COMMANDS.values()]
+    context.set_forkserver_preload(["forked", *commands, *LOADED_LATE])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
@@ -90,6 +99,7 @@ def own_locks() -> None:
 
 def _run(words: list[str], speaking: Connection, limit: int | None, prepare: Callable[[], object] | None) -> None:
     os.setsid()
+    gc.freeze()                                            # or a collection would copy every page that it looks at
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     os.dup2(speaking.fileno(), 2)
@@ -97,6 +107,7 @@ def _run(words: list[str], speaking: Connection, limit: int | None, prepare: Cal
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     own_locks()
+    of_run.SHEET_ROWS = 2                                  # of 8: a panel takes as long as a page of text
     process.subprocess = SimpleNamespace(Popen=_Forked, TimeoutExpired=subprocess.TimeoutExpired)
     if prepare:
         prepare()

@@ -124,14 +124,14 @@ def interrupted(words: list[str], place: str, number: signal.Signals) -> str:
 def test_a_signal_in_any_phase_of_a_command_leaves_every_file_old_or_new(train_once, tmp_path, command):
     place = Place.made(tmp_path, train_once)
     before, words = contents(tmp_path), place.words(command)
-    assert main.main(words) == 0
+    assert finish(words)[0] == 0
     made = contents(tmp_path)
     for phase, number in zip(PHASES_OF[command], itertools.cycle(SIGNALS)):
         old = make_old(before, made)
         interrupted(words, phase, number)
         now = contents(tmp_path)
         assert now.keys() == old.keys() and all(now[path] in (old[path], made[path]) for path in now), phase
-    assert main.main(words) == 0 and contents(tmp_path) == made
+    assert finish(words)[0] == 0 and contents(tmp_path) == made
 
 
 def test_a_signal_in_any_phase_of_a_sweep_lets_it_go_on(pair, train_once, tmp_path):

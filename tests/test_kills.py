@@ -20,7 +20,7 @@ from utils.run.folder import RunFolder, find_runs
 # With those of the other commands there are 31 kills at random moments, and 12 at chosen ones.
 TRAINING_KILLS = 8
 SWEEP_KILLS = 3            # with each number of jobs
-LATEST_KILL = 1.0          # seconds after a process has started: data, resume, first epochs
+LATEST_KILL = 0.7          # seconds after a process has started: data, resume, first epochs
 
 pytestmark = pytest.mark.slow
 
