@@ -186,8 +186,8 @@ def test_a_cluster_of_this_machine_hears_nobody_else(tmp_path):
                               env=clean | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}, text=True) as alone:
             about = json.loads(alone.stdout.readline())
             words = [sys.executable, "-c", STRANGER, about["address"], str(tmp_path / "canary")]
-            asking = [subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                      for environment in strangers]
+            asking = [subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                       text=True) for environment in strangers]
             told = [stranger.communicate()[1] for stranger in asking]
             alone.stdin.close()
     assert about["listening"] and set(about["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
