@@ -34,13 +34,28 @@ SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filter
          "--max_epoch", "2", "--gpu", "-1"]
 
 
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # as the program itself computes
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """slow_but is slow, except with some parameters."""
+    """slow_but is slow, except with some parameters; cuda is skipped where there are too few GPUs."""
     for item in items:
         marker = item.get_closest_marker("slow_but")
         if marker and item.callspec.id not in marker.args:
             item.add_marker("slow")
+        marker = item.get_closest_marker("cuda")
+        if marker and (reason := lacking(**marker.kwargs)):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def lacking(devices: int = 1, kernels: bool = False) -> str | None:
+    """What is missing for a test that needs so many GPUs, and perhaps CuPy's kernels; None where all is there."""
+    if torch.version.cuda is None:
+        return f"needs a GPU, and a PyTorch that is built for CUDA: this is {torch.__version__}"
+    if torch.cuda.device_count() < devices:
+        return f"needs {devices} CUDA device{'s' * (devices > 1)}; there are {torch.cuda.device_count()}"
+    return "needs CuPy" if kernels and not cuda.packages() else None
 
 
 @pytest.fixture(autouse=True)

@@ -181,7 +181,7 @@ class Exploit:
         return (exec, ("import test_resume; test_resume.Exploit.ran = True",))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("recipe", ["released", "paper"])
 def test_a_run_on_a_gpu_resumes_and_is_evaluated_on_the_cpu(pair, tmp_path, recipe):
     run = pair.run("--gpu", "0", "--recipe", recipe, "--max_epoch", "1", save_path=tmp_path / "a")

@@ -98,8 +98,12 @@ def _unavailable_reason(backend: str, device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"{reason}. Move model and data to a CUDA device"
-    major = (torch.version.cuda or "13").split(".")[0]
-    return f'{reason}. Install CuPy and its CUDA parts with pip install "cupy-cuda{major}x[ctk]"'
+    if torch.version.cuda is None:
+        return f"{reason}. Install a PyTorch that is built for CUDA (https://pytorch.org/get-started/locally)"
+    wanted = f"cupy-cuda{torch.version.cuda.split('.')[0]}x"
+    others = " ".join(sorted(cuda.packages().keys() - {wanted}))      # two of them overwrite each other's files
+    first = f"pip uninstall {others}, then " if others else ""
+    return f'{reason}. Install CuPy and its CUDA parts with {first}pip install "{wanted}[ctk]"'
 
 
 def _autocast(tensor: Tensor, device_type: str) -> Tensor:

@@ -14,6 +14,8 @@ captured in a CUDA graph, once they have run before (the driver loads a kernel w
 from __future__ import annotations
 
 import functools
+import re
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from model.ops import reference
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("common.cuh", "involution.cu", "patches.cu"))
 OPTIONS = ("--std=c++17",)
+PACKAGE = re.compile(r"cupy(-cuda\d+x)?", re.IGNORECASE)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PACKS = {"planes": {8: (1,), 4: (4, 1), 2: (4, 1)},          # numbers that move together, by layout and bytes of each
          "pixels": {8: (1,), 4: (4, 2, 1), 2: (8, 2, 1)}}
@@ -42,6 +45,8 @@ def unavailable_reason(device: torch.device) -> str | None:
     """Why the kernels cannot run on the device, or None where they can (they are built to find out)."""
     if device.type != "cuda":
         return f"it needs CUDA tensors, and this one is on '{device.type}'"
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} was built without CUDA"
     try:
         import cupy
         from cupy.cuda.compiler import CompileException
@@ -58,11 +63,16 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
+def packages() -> dict[str, str]:
+    """The CuPy that is installed, by the name of its package: cupy-cuda13x, cupy-cuda12x, cupy; name -> version."""
+    return {found.name: found.version for found in metadata.distributions() if PACKAGE.fullmatch(found.name or "")}
+
+
 @functools.cache
 def _module(device_index: int | None):
     """The built kernels of one device; CuPy keeps the machine code on disk for the next process."""
     import cupy
-    with cupy.cuda.Device(device_index):
+    with torch.cuda.device(device_index):
         module = cupy.RawModule(code=source(), options=OPTIONS)
         module.compile()
     return module
@@ -74,10 +84,15 @@ def _function(name: str, device_index: int):
 
 
 def run_kernel(name: str, device: torch.device, blocks: int, arguments: tuple) -> None:
-    """Start a kernel on the device, in PyTorch's current stream, with numpy's int64 and float32 as arguments."""
+    """Start a kernel on the device, in PyTorch's current stream, with numpy's int64 and float32 as arguments.
+
+    PyTorch switches to the device and back, and the kernel is handed its stream: CuPy's own guard would make device 0
+    current on its way back, which takes half a gigabyte there and fails where that device is full or another's.
+    """
     import cupy
-    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
-        _function(name, device.index)((blocks,), (THREADS,), arguments)
+    with torch.cuda.device(device):
+        stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
+        _function(name, device.index)((blocks,), (THREADS,), arguments, stream=stream)
 
 
 def _launch(name: str, out: Tensor, inputs: tuple[Tensor, ...], sizes: tuple[int, ...], work: int,

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from model.ops import cuda
 from utils import process
 from utils.run.folder import ROOT
 
-PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite", "cupy-cuda13x")
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "scikit-learn", "mmcv-lite")
 VERSION = ROOT / "VERSION"
 
 
@@ -37,7 +38,7 @@ def _versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | cuda.packages()
 
 
 def _git() -> str | None:

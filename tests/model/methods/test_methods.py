@@ -12,8 +12,7 @@ from utils.run import checkpoint
 from utils.run.config import parse_train
 
 METHODS = list(REGISTRY)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
-                                                                reason="needs a CUDA device"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 ADAPTING = [name for name in REGISTRY if method_class(name).uses_target]
 
 

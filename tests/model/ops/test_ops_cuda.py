@@ -1,6 +1,5 @@
 """The registered operators: their registration on the CPU (where the reference computes), their results on a GPU."""
 
-import importlib.util
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -12,8 +11,6 @@ import torch
 from model.ops import cuda, gather_patches, involution, reference, resolve_backend
 from operator_inputs import LAYOUTS, laid_out, memory_orders
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available() or importlib.util.find_spec("cupy") is None,
-                               reason="needs a CUDA GPU and CuPy")
 CENTRES = torch.tensor([[0, 0], [8, 6], [3, 6], [4, 2]])
 SHAPES = [(2, 1, 5, 5), (1, 2, 7, 5), (3, 4, 5, 7), (1, 5, 9, 9), (2, 48, 5, 5), (1, 103, 13, 13), (64, 128, 5, 5)]
 
@@ -115,23 +112,49 @@ def test_compiled_function_keeps_values_and_gradients(layout):
                                rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="checks a machine without a GPU")
-def test_without_a_driver_the_reason_is_told():
-    pytest.importorskip("cupy", reason="needs CuPy")
+def test_without_a_driver_the_reason_is_told(monkeypatch):
+    cupy = pytest.importorskip("cupy", reason="needs CuPy")
+    if cupy.cuda.is_available():
+        pytest.skip("checks a machine without a GPU")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     assert "CuPy cannot build the kernels (CUDARuntimeError" in cuda.unavailable_reason(torch.device("cuda", 0))
+
+
+def test_a_pytorch_without_cuda_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert cuda.unavailable_reason(torch.device("cuda", 0)) == f"PyTorch {torch.__version__} was built without CUDA"
 
 
 class CompileException(Exception):
     """Stands for CuPy's own."""
 
 
+class Device:
+    """Stands for torch.cuda.device; `current` is the device that is current, as PyTorch and CuPy see it."""
+
+    current = 0
+
+    def __init__(self, device):
+        self.index = getattr(device, "index", device)
+
+    def __enter__(self):
+        self.before, Device.current = Device.current, self.index
+
+    def __exit__(self, *_):
+        Device.current = self.before
+
+
 @pytest.fixture
 def fake_cupy(monkeypatch):
-    """The parts of CuPy that building a module takes; the module's `compile` is what the test makes it."""
+    """The parts of CuPy that building a module takes, none of which switches the device; the module's `compile` is what
+    the test makes it."""
     module = SimpleNamespace(compile=lambda: None)
     compiler = SimpleNamespace(CompileException=CompileException)
-    cupy_cuda = SimpleNamespace(Device=lambda index: nullcontext(), Stream=SimpleNamespace(from_external=None))
+    cupy_cuda = SimpleNamespace(Stream=SimpleNamespace(from_external=lambda stream: ("CuPy's", stream)))
     cupy = SimpleNamespace(__version__="13.6.0", cuda=cupy_cuda, RawModule=lambda code, options: module, module=module)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device", Device)
     for name, part in (("cupy", cupy), ("cupy.cuda", cupy_cuda), ("cupy.cuda.compiler", compiler)):
         monkeypatch.setitem(sys.modules, name, part)
     for cache in (cuda._module, cuda._function):
@@ -157,16 +180,19 @@ def test_reason_why_kernels_cannot_be_built(fake_cupy, error):
 
 
 def test_kernels_are_built_and_looked_up_once_per_device(fake_cupy, monkeypatch):
+    """On the device, which PyTorch makes current for that long, and in the stream that is current there."""
     built, found, started = [], [], []
-    fake_cupy.module.compile = lambda: built.append(1)
-    fake_cupy.module.get_function = lambda name: found.append(name) or (lambda *launch: started.append(launch))
-    fake_cupy.cuda.Stream.from_external = nullcontext
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
-    for index in (0, 0, 1, 0, 1):
+    fake_cupy.module.compile = lambda: built.append(Device.current)
+    fake_cupy.module.get_function = lambda name: found.append(name) or (
+        lambda *launch, stream: started.append((Device.current, stream, *launch)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    order = (1, 1, 2, 1, 2)
+    for index in order:
         for name in ("involution", "gather"):
             cuda.run_kernel(name, torch.device("cuda", index), 2, (np.int64(7),))
-    assert len(built) == 2 and found == ["involution", "gather"] * 2
-    assert started == [((2,), (cuda.THREADS,), (7,))] * 10
+    assert built == [1, 2] and found == ["involution", "gather"] * 2 and Device.current == 0
+    assert started == [(index, ("CuPy's", f"stream of cuda:{index}"), (2,), (cuda.THREADS,), (7,))
+                       for index in order for _ in range(2)]
 
 
 def test_an_old_cupy_is_named(fake_cupy):
@@ -174,13 +200,13 @@ def test_an_old_cupy_is_named(fake_cupy):
     assert "CuPy 13.6.0 and PyTorch" in cuda.unavailable_reason(torch.device("cuda", 0))
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 def test_gpu_uses_the_kernels():
     assert resolve_backend("auto", torch.device("cuda", 0)) == "cupy"
 
 
 # float32 differs by the order of its sums; a half type by one rounding of its own where the float32 sums straddle one.
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-13), (torch.float32, 1e-5),
@@ -194,7 +220,7 @@ def test_gpu_equals_the_reference(shape, layout, dtype, tolerance):
     torch.testing.assert_close(again, ours, rtol=0, atol=0)
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 def test_gpu_takes_strided_and_empty_tensors():
     x, kernel = make_inputs(device="cuda")
     strided = [tensor.transpose(-1, -2).contiguous().transpose(-1, -2) for tensor in (x, kernel)]
@@ -202,7 +228,7 @@ def test_gpu_takes_strided_and_empty_tensors():
     assert involution(x[:0], kernel[:0], backend="cupy").shape == (0, 5, 5, 4)
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("relu", [False, True])
 def test_gpu_second_gradients(layout, relu):
@@ -211,7 +237,7 @@ def test_gpu_second_gradients(layout, relu):
     assert torch.autograd.gradgradcheck(cuda.involution, (*inputs, relu))
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 def test_gpu_works_in_another_stream():
     inputs = make_inputs((64, 128, 13, 13), torch.float32, "cuda")
     expected = involution(*inputs, backend="reference") * 2
@@ -223,7 +249,7 @@ def test_gpu_works_in_another_stream():
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 @pytest.mark.parametrize("layout", ["planes", "tap-major"])
 def test_gpu_compile_and_autocast(layout):
     inputs = make_inputs((4, 24, 7, 7), torch.float32, "cuda", requires_grad=True, layout=layout)
@@ -240,7 +266,7 @@ def test_gpu_compile_and_autocast(layout):
     assert {gradient.dtype for gradient in torch.autograd.grad(y.float().sum(), inputs)} == {torch.float32}
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize("size", (1, 5, 7))
 def test_gpu_gather_equals_the_reference(dtype, size):
@@ -253,7 +279,7 @@ def test_gpu_gather_equals_the_reference(dtype, size):
     assert gather_patches(cube, CENTRES[:0].cuda(), size, backend="cupy").shape == (0, 3, size, size)
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 @pytest.mark.parametrize("bands, size", [(48, 13), (6, 3), (3, 1)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gpu_augmented_gather_equals_the_reference(bands, size, channels_last):
@@ -268,7 +294,7 @@ def test_gpu_augmented_gather_equals_the_reference(bands, size, channels_last):
             assert torch.equal(flipped.cpu(), reference.gather_augmented(cube, centres, size, seed, 5, radiation=False))
 
 
-@needs_gpu
+@pytest.mark.cuda(kernels=True)
 @pytest.mark.parametrize("layout", ["planes", "tap-major"])
 def test_gpu_graphs_hold_every_operator_and_see_a_new_seed(layout):
     _, kernel = make_inputs((4, 48, 5, 5), torch.float32, "cuda", requires_grad=True, layout=layout)

@@ -1,6 +1,7 @@
 """The operators' definition: the plain PyTorch version against loops that spell the equations out."""
 
 import logging
+import re
 import sys
 
 import numpy as np
@@ -265,13 +266,27 @@ def test_without_a_compiler_the_reference_serves_and_says_why(fresh_choice, monk
         resolve_backend("cpu", CPU)
 
 
-def test_auto_without_cupy_says_why(fresh_choice, monkeypatch):
+@pytest.mark.parametrize("version, installed, remedy", [
+    ("13.0", {"cupy-cuda13x": "14.2.0"}, 'with pip install "cupy-cuda13x[ctk]"'),
+    ("12.8", {}, 'with pip install "cupy-cuda12x[ctk]"'),
+    ("12.8", {"cupy-cuda13x": "14.2.0"}, 'with pip uninstall cupy-cuda13x, then pip install "cupy-cuda12x[ctk]"'),
+    ("13.0", {"cupy": "14.2.0", "cupy-cuda12x": "13.6.0"},
+     'with pip uninstall cupy cupy-cuda12x, then pip install "cupy-cuda13x[ctk]"')])
+def test_auto_without_cupy_says_why(fresh_choice, monkeypatch, version, installed, remedy):
     monkeypatch.setitem(sys.modules, "cupy.cuda.compiler", None)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(ops.cuda, "packages", lambda: installed)
     device = torch.device("cuda", 0)
     assert resolve_backend("auto", device) == "reference"
     assert "reference, since cupy cannot run: CuPy cannot be imported" in fresh_choice.text
-    with pytest.raises(ConfigError, match="CuPy cannot be imported.*pip install"):
+    with pytest.raises(ConfigError, match=f"CuPy cannot be imported.*{re.escape(remedy)}"):
         resolve_backend("cupy", device)
+
+
+def test_a_pytorch_without_cuda_is_what_to_replace(fresh_choice, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="was built without CUDA. Install a PyTorch that is built for CUDA"):
+        resolve_backend("cupy", torch.device("cuda", 0))
 
 
 def test_cupy_is_used_where_it_can_run(fresh_choice, monkeypatch):
