@@ -105,8 +105,9 @@ def gather_patches(cube: Tensor, centres: Tensor, size: int) -> Tensor:
 
 
 def mirror(index: Tensor, length: int) -> Tensor:
-    """Indices -(length-1)..2(length-1) folded at 0 and at length - 1 into 0..length-1."""
-    return (length - 1) - ((length - 1) - index.abs()).abs()
+    """Indices folded at 0 and at length - 1 into 0..length-1; those beyond -(length-1)..2(length-1) become 0, since a
+    read outside the scene would end all work on a GPU."""
+    return ((length - 1) - ((length - 1) - index.abs()).abs()).clamp(min=0)
 
 
 def _blocks(channels: int) -> list[tuple[slice, slice]]:

@@ -216,7 +216,7 @@ class _Stream:
         self.rows = scanner.block_rows(tile, cube.device, rows)
         self.next_row = tile.row - size // 2              # of the mirrored scene
         columns = torch.arange(-1, across + 1, device=cube.device) + tile.column - size // 2
-        self.columns = _mirrored(columns, cube.shape[2])
+        self.columns = mirror(columns, cube.shape[2])
         counts = [1] + [len(stage.table) for stage in scanner.stages]
         widths = [cube.shape[0]] + [scanner.width] * STAGES
         self.buffers = [cube.new_zeros(n, n, self.rows + 2, across + 2, width, dtype=scanner.dtype)
@@ -238,7 +238,7 @@ class _Stream:
         scanner = self.scanner
         index = torch.arange(self.next_row, self.next_row + self.rows, device=self.image.device)
         self.next_row += self.rows
-        spectra = self.image.index_select(0, _mirrored(index, self.image.shape[0])).index_select(1, self.columns)
+        spectra = self.image.index_select(0, mirror(index, self.image.shape[0])).index_select(1, self.columns)
         _group(spectra, _advance(self.buffers[0], 2, 2)[0, 0])
         outputs = [_advance(buffer, 2, 2)[:, :, :, 1:-1] for buffer in self.buffers[1:]]
         outputs.append(_advance(self.features, 2, 1))
@@ -266,11 +266,6 @@ def _group(x: Tensor, out: Tensor) -> None:
     out[..., :GROUP_CHANNELS * full].unflatten(-1, (GROUP_CHANNELS, full)).copy_(
         members.unflatten(-1, (full, GROUP_CHANNELS)).transpose(-1, -2))
     out[..., GROUP_CHANNELS * full:] = leftover
-
-
-def _mirrored(index: Tensor, length: int) -> Tensor:
-    """Indices of a scene that is mirrored at its edge; those further away, which nothing depends on, at the edge."""
-    return mirror(index, length).clamp(0, length - 1)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import torch
 
 from datasets.patches import PatchSampler, gather_spectra
 from model.ops import cpu, cuda, patches_cpu, reference
-from model.scan.scanner import _mirrored
 
 SIDE = 46_341                          # its square is just above 2^31
 LAST = cuda.MAX_WORK - 1               # the last item that a call may have
@@ -86,7 +85,7 @@ def test_patches_at_the_end_of_a_scene_of_more_than_2_to_the_31_numbers(tmp_path
     assert torch.equal(gather_spectra(cube, centre[:, :1] + places, centre[:, 1:] + places)[0, :, :, 0], CORNER)
     sampler = PatchSampler(cube, centre.numpy(), [0], 3, "reference")
     assert torch.equal(sampler.patches(torch.tensor([0]))[0, 0], CORNER)
-    rows, columns = (_mirrored(torch.arange(end - 2, end + 1), end) for end in (SIDE, SIDE + 1))
+    rows, columns = (reference.mirror(torch.arange(end - 2, end + 1), end) for end in (SIDE, SIDE + 1))
     assert torch.equal(cube.permute(1, 2, 0).index_select(0, rows)[:, columns, 0], CORNER)       # as the scanner reads
 
 
