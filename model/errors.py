@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
+_GPU = re.compile(r"CUDA|CUBLAS|CUDNN", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -28,6 +32,14 @@ class SystemRefusedError(UserError):
 
 class NonFiniteLossError(UserError):
     """A loss term became NaN or infinite during training."""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The memory that an error says is short, in words; None where it says something else."""
+    said = f"{type(error).__name__}: {error}"
+    if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(said)):
+        return None
+    return "memory on the GPU" if _GPU.search(said) else "memory"
 
 
 def shortened(value: object, longest: int = 80) -> str:

@@ -15,14 +15,18 @@ import errno
 import os
 import platform
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.errors import SystemRefusedError
+if sys.platform == "win32":
+    raise SystemExit("S2AMSnet runs on Linux and macOS. On Windows start it in the Windows Subsystem for Linux (wsl --install).")
+
+import resource
+
+from model.errors import SystemRefusedError, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +38,6 @@ _KEEP = 2 ** 31 - 1                                           # the largest valu
 _DYNAMIC_MMAP = 32 * 2 ** 20     # where glibc's dynamic thresholds end once a block of this size has been freed ...
 _DYNAMIC_TRIM = 64 * 2 ** 20     # ... and twice that
 _DEFAULT_MMAP_MAX = 65536
-_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|not enough memory|out of memory|ALLOC_FAILED")
 USERS_WORDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
 _TUNABLES = ("glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold", "glibc.malloc.mmap_max")
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -59,9 +62,11 @@ def refusals_told() -> Iterator[None]:
             raise
         raise SystemRefusedError("A path holds a NUL, which no path can. Take it out.") from error
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}")):
+        if (short := out_of_memory(error)) is None:
             raise
-        raise SystemRefusedError("There is not enough memory. Try a smaller --batch_size or --patch_size, or close other "
+        sizes = "--batch_size or --patch_size" if short == "memory" else \
+            "--batch_size, --pro_dim or --patch_size, or --precision bf16"
+        raise SystemRefusedError(f"There is not enough {short}. Try a smaller {sizes}, or close other "
                                  "programs.") from error
 
 

@@ -1,5 +1,9 @@
 """This process: what malloc is told, and memory at its highest point."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +11,15 @@ from fresh import in_a_fresh_process
 from utils import process
 
 CPU = torch.device("cpu")
+ROOT = Path(process.__file__).parents[1]
+
+
+def test_another_system_is_told_at_once():
+    """Before anything is imported that it does not have."""
+    code = "import ctypes, pathlib, platform, sys; sys.platform = 'win32'; import main"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("S2AMSnet runs on Linux and macOS.")
+    assert ended.stderr.count("\n") == 1 and ended.stdout == ""
 
 
 class FakeLibc:

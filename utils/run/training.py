@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model.errors import CheckpointError, RunFolderError, UserError
+from model.errors import CheckpointError, RunFolderError, SystemRefusedError, UserError
 from model.files import signals_later
 from model.methods import Method
 from model.seeding import Streams
@@ -110,6 +110,9 @@ def watched(training: Training) -> Iterator[None]:
         raise
     except UserError as error:
         _note(run, status="failed", error=str(error))
+        if isinstance(error, SystemRefusedError) and training.progress.epoch:
+            log.warning("Epoch %d is saved. Once this is mended, go on with: python main.py --resume %s",
+                        training.progress.epoch, run.path)
         raise
 
 

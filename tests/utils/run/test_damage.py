@@ -117,17 +117,38 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(trained, capsys)
     assert main.train(["--resume", str(run.path)]).read_run()["status"] == "done"
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
-def test_out_of_memory_is_one_line_and_the_run_is_failed(pair, tmp_path, monkeypatch, capsys, error):
+ON_GPU = "on the GPU. Try a smaller --batch_size, --pro_dim or --patch_size, or --precision bf16, or close"
+
+
+@pytest.mark.parametrize("error, words", [
+    (MemoryError(), ". Try a smaller --batch_size or --patch_size, or close"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ". Try a smaller --batch_size"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), f" {ON_GPU}"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), f" {ON_GPU}")])
+def test_out_of_memory_is_one_line_and_the_run_is_failed(pair, tmp_path, monkeypatch, capsys, error, words):
     def fail(*_):
         raise error
 
     monkeypatch.setattr(method_class("erm"), "update", fail)
     assert main.main(pair.words("--method", "erm", "--save_path", str(tmp_path / "runs"))) == 2
-    assert "SystemRefusedError: There is not enough memory" in capsys.readouterr().err
+    assert f"SystemRefusedError: There is not enough memory{words}" in capsys.readouterr().err
     run = RunFolder(next((tmp_path / "runs").iterdir()))
     assert run.read_run()["status"] == "failed" and "memory" in run.read_run()["error"]
+
+
+def test_out_of_memory_later_leaves_the_last_checkpoint(trained, monkeypatch, caplog):
+    """And says how to go on."""
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    run = trained("--method", "erm")
+    before = run.checkpoint.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(method_class("erm"), "update", fail)
+        assert main.main(["--resume", str(run.path), "--max_epoch", "3"]) == 2
+    assert run.checkpoint.read_bytes() == before and run.read_run()["status"] == "failed"
+    assert f"Epoch 2 is saved. Once this is mended, go on with: python main.py --resume {run.path}" in caplog.text
+    assert main.main(["--resume", str(run.path), "--max_epoch", "3"]) == 0 and run.read_run()["status"] == "done"
 
 
 def test_another_error_of_the_program_is_not_hidden(pair, tmp_path, monkeypatch):
