@@ -5,8 +5,8 @@ compile      the networks become fewer, fused kernels (torch.compile).  The firs
              and is slower than without (2.8 times at width 64, patch 9, batch 64).
 cuda_graph   the whole step is captured once and started with one call from then on.  This pays where the GPU waits for
              Python: small patches, batches and widths.  The capture keeps the memory of a step beside what steps
-             that are not captured, and evaluation, take.  PyTorch warns once per optimiser that the first steps are
-             not captured; that is as it should be.
+             that are not captured, and evaluation, take; where there is not so much, steps run as without.  PyTorch
+             warns once per optimiser that the first steps are not captured; that is as it should be.
 
 Both serve batches of the first one's sizes; others, such as an epoch's last, and all that is no training step, run as
 without.  Where the GPU is busy all the time, little is gained.  To look into a step (prints, a debugger), leave them
@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.errors import ConfigError
+from model.errors import ConfigError, out_of_memory
 from model.ops import resolve_backend
 from model.settings import Settings
 
 COMPILER = "inductor"     # torch.compile's own
+AMPERE = (8, 0)           # compute capability of the first GPUs with bfloat16 and TF32
 WARM_UP = 3               # steps before the capture: kernels are loaded, states of optimisers and gradients are made
 
 Step = Callable[..., dict[str, Tensor]]      # tensors -> named scalars
@@ -39,13 +40,19 @@ _log = logging.getLogger(__name__)
 
 
 def check_options(settings: Settings, device: torch.device) -> None:
-    """Raise ConfigError if compile or cuda_graph cannot work on the device."""
+    """Raise ConfigError if compile, cuda_graph or the precision cannot work on the device."""
     if settings.compile and resolve_backend(settings.backend, device) == "cpu":
         raise ConfigError("compile cannot take in the C++ kernels of backend 'cpu': compiled code ends at each of "
                           "them. Leave --compile out (the kernels are faster), or choose --backend reference.")
     if settings.cuda_graph and device.type != "cuda":
         raise ConfigError(f"cuda_graph captures the work of a CUDA device, and this run is on '{device}'. Leave "
                           "--cuda_graph out, or choose a GPU (--gpu).")
+    if settings.precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"precision tf32 is a number format of GPUs, and this run is on '{device}'. Leave --precision "
+                          "out, or choose a GPU (--gpu).")
+    if settings.precision != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+        raise ConfigError(f"precision {settings.precision} needs a GPU from Ampere (2020) on, and "
+                          f"{torch.cuda.get_device_name(device)} is older. Leave --precision out.")
 
 
 def compile_networks(networks: Iterable[nn.Module]) -> None:
@@ -112,8 +119,8 @@ class CudaCapturer:
         return result
 
     def capture(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self.stream):
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(current), torch.cuda.graph(graph, stream=self.stream):    # back to it where that fails
             result = function()
 
         def replay() -> dict[str, Tensor]:
@@ -150,9 +157,24 @@ class FastStep:
         if self.rehearsals < WARM_UP:
             self.rehearsals += 1
             return self.capturer.aside(partial(self.step, *given))
+        self.captured = self.captured or self._capture(given)
         if self.captured is None:
-            self.captured = CapturedStep(self.step, given, self.parameters, self.capturer)
+            self.capturer = None
+            return self.step(*given)
         return self.captured(*given)
+
+    def _capture(self, given: Sequence[Tensor]) -> CapturedStep | None:
+        """The step captured; None, with all as it was, where memory is too short for that."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        try:
+            return CapturedStep(self.step, given, self.parameters, self.capturer)
+        except (MemoryError, RuntimeError) as error:
+            if not (out_of_memory(error) or error.__context__ and out_of_memory(error.__context__)):
+                raise
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient                     # in place of memory that no capture fills
+        _log.warning("There is not enough memory to capture the training step: steps run as without --cuda_graph.")
+        return None
 
 
 class CapturedStep:

@@ -106,7 +106,8 @@ class Settings(Switches):
         gain_strength: standard deviation of the log gain of method erm_gain.
         htcnn_weights: state dict of torchvision's vgg16 that method htcnn starts from; null = random weights.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
-        precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32).
+        precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32),
+            'tf32' all convolutions and matrix products in TF32, on a GPU only.
         compile: compile the networks for the training step (model/graphs.py); minutes at first, not with backend 'cpu'.
         cuda_graph: capture the training step once and replay it (model/graphs.py); on a GPU only.
     """
@@ -123,7 +124,7 @@ class Settings(Switches):
     gain_strength: float = 0.2
     htcnn_weights: Optional[str] = None
     backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "tf32"] = "float32"
     compile: bool = False
     cuda_graph: bool = False
 

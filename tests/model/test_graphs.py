@@ -2,7 +2,9 @@
 
 import copy
 import sys
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +129,67 @@ def test_recorded_steps_are_the_plain_ones(backend, variant, capturable):
     assert method.diagnostics(*batch()) == twin.diagnostics(*batch())
 
 
+class Full(Emulator):
+    """Has too little memory for a capture, which it finds out when the step has run; then, with `ended`, the capture
+    cannot be brought to its end either."""
+
+    def __init__(self, method, short=True, ended=False):
+        super().__init__(method)
+        self.short, self.ended = short, ended
+
+    def capture(self, function):
+        super().capture(function)
+        try:
+            if self.short:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        finally:
+            if self.ended:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("backend", ["reference"], indirect=True)
+@pytest.mark.parametrize("ended", [False, True])
+def test_without_memory_for_a_capture_steps_run_as_without(backend, ended, capturable, caplog):
+    method, twin = capture(recipe="released"), plain(recipe="released")
+    method.fast_step.capturer = Full(method, ended=ended)
+    for i in range(WARM_UP + 2):
+        assert method.update(*batch(seed=i)) == twin.update(*batch(seed=i))
+        assert same_state(method.training_state(), twin.training_state())
+    assert method.fast_step.capturer is None and method.fast_step.captured is None
+    assert [record.getMessage() for record in caplog.records if "capture" in record.getMessage()] == [
+        "There is not enough memory to capture the training step: steps run as without --cuda_graph."]
+
+
+def test_a_capture_that_fails_leaves_no_gradients_behind():
+    weight = torch.nn.Parameter(torch.ones(2))
+
+    def step(x):
+        weight.grad = None
+        (weight * x).sum().backward()
+        return {"loss": weight.sum()}
+
+    fast = FastStep(step, [weight], SimpleNamespace(device=CPU, aside=lambda function: function(), capture=None))
+    for _ in range(WARM_UP):
+        fast(torch.ones(2))
+    before = weight.grad
+
+    def fail(function):
+        function()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    fast.capturer.capture = fail
+    assert fast._capture([torch.ones(2)]) is None and weight.grad is before
+
+
+@pytest.mark.parametrize("backend", ["reference"], indirect=True)
+def test_any_other_error_of_a_capture_is_raised(backend, capturable):
+    method = capture(method="erm")
+    method.fast_step.capturer = Full(method, short=False, ended=True)
+    for i in range(WARM_UP):
+        method.update(*batch(seed=i))
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        method.update(*batch())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cupy"], indirect=True)
 def test_going_on_from_a_checkpoint_records_anew(backend, capturable):
@@ -214,6 +277,19 @@ def test_options_that_cannot_work_are_refused_at_the_first_step(backend, options
         method.update(x, y)
 
 
+@pytest.mark.parametrize("precision, kind, capability, words", [
+    ("tf32", "cpu", None, "precision tf32 is a number format of GPUs, and this run is on 'cpu'.*--gpu"),
+    ("tf32", "cuda", (7, 5), "precision tf32 needs a GPU from Ampere .2020. on, and Tesla T4 is older"),
+    ("bf16", "cuda", (7, 5), "precision bf16 needs a GPU from Ampere .2020. on, and Tesla T4 is older"),
+    *((precision, "cuda", (8, 0), None) for precision in ("float32", "bf16", "tf32")),
+    ("float32", "cuda", (7, 5), None), ("float32", "cpu", None, None), ("bf16", "cpu", None, None)])
+def test_a_precision_that_the_device_lacks_is_refused(precision, kind, capability, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ConfigError, match=words) if words else nullcontext():
+        graphs.check_options(settings(precision=precision, backend="reference"), torch.device(kind))
+
+
 def test_options_are_refused_with_methods_that_they_do_not_serve():
     for option, flag in (("compile", "supports_compile"), ("cuda_graph", "supports_cuda_graph")):
         refused = [name for name in REGISTRY if not getattr(method_class(name), flag)]
@@ -262,14 +338,11 @@ def test_the_bench_measures_the_options_on_a_gpu_alone():
     assert all(settings(**way.settings).precision == "bf16" for way in cuda.values())
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 def gradient(network):
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("options", [{"cuda_graph": True}, {"compile": True}, {"compile": True, "cuda_graph": True}],
                          ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -61,8 +61,11 @@ class Data:
                 for name, digest in scene.sha256.items()}
 
 
-def choose_device(gpu: int) -> torch.device:
-    """CUDA device number `gpu`, or the CPU for -1 and where there is no GPU, which the log says."""
+def choose_device(gpu: int, precision: str = "float32") -> torch.device:
+    """CUDA device number `gpu`, or the CPU for -1 and where there is no GPU, which the log says.
+
+    The CUDA device becomes the current one, and computes in IEEE float32 but for precision 'tf32'.
+    """
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -70,7 +73,8 @@ def choose_device(gpu: int) -> torch.device:
         return torch.device("cpu")
     if gpu >= torch.cuda.device_count():
         raise ConfigError(f"gpu {gpu} does not exist; this machine has {torch.cuda.device_count()} (0 is the first).")
-    torch.backends.cudnn.allow_tf32 = False      # convolutions in true float32, as the recorded values
+    torch.cuda.set_device(gpu)                   # else libraries take memory on device 0, too
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     return torch.device("cuda", gpu)
 
 
