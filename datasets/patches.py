@@ -32,6 +32,12 @@ def place(cube: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(cube).to(device).permute(2, 0, 1)
 
 
+def usual_layout(backend: str, device: torch.device) -> torch.memory_format:
+    """How patches lie in memory: as the backend's kernels like it best, channels_last for all but the reference."""
+    plain = resolve_backend(backend, device) == "reference"
+    return torch.contiguous_format if plain else torch.channels_last
+
+
 class PatchSampler:
     """Patches [N, B, P, P] around labelled pixels of one scene.
 
@@ -47,8 +53,7 @@ class PatchSampler:
         its correction, and the correction; scales: factors of the ground sampling distance, and the cube (before its
         correction) with pixels of that size, of which every patch for training has one.
 
-        `memory_format` of the patches: None means what the backend's kernels like best, channels_last for all but the
-        reference.  Raises ValueError for a centre outside the scene.
+        `memory_format` of the patches: None means `usual_layout`.  Raises ValueError for a centre outside the scene.
         """
         centres, size = np.asarray(centres, np.int64), cube.shape[1:]
         outside = centres[((centres < 0) | (centres >= size)).any(1)]
@@ -58,8 +63,7 @@ class PatchSampler:
         self.cube, self.patch_size, self.backend, self.repeat = cube, patch_size, backend, repeat
         self.uncorrected, self.correction = before or (cube, None)
         self.scales = scales or [(1.0, self.uncorrected)]
-        plain = resolve_backend(backend, cube.device) == "reference"
-        self.memory_format = memory_format or (torch.contiguous_format if plain else torch.channels_last)
+        self.memory_format = memory_format or usual_layout(backend, cube.device)
         self.centres = torch.from_numpy(centres).to(cube.device)                         # [M, 2]
         self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(cube.device)     # [M]
         self._by_class = torch.argsort(self.labels, stable=True)                         # [M], grouped by class

@@ -47,12 +47,19 @@ def check_options(settings: Settings, device: torch.device) -> None:
     if settings.cuda_graph and device.type != "cuda":
         raise ConfigError(f"cuda_graph captures the work of a CUDA device, and this run is on '{device}'. Leave "
                           "--cuda_graph out, or choose a GPU (--gpu).")
-    if settings.precision == "tf32" and device.type != "cuda":
-        raise ConfigError(f"precision tf32 is a number format of GPUs, and this run is on '{device}'. Leave --precision "
-                          "out, or choose a GPU (--gpu).")
-    if settings.precision != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
-        raise ConfigError(f"precision {settings.precision} needs a GPU from Ampere (2020) on, and "
-                          f"{torch.cuda.get_device_name(device)} is older. Leave --precision out.")
+    if reason := precision_missing(settings.precision, device):
+        raise ConfigError(f"precision {settings.precision} {reason}.")
+
+
+def precision_missing(precision: str, device: torch.device) -> str | None:
+    """Why the device cannot compute in a precision, and what to do; None where it can."""
+    if precision == "tf32" and device.type != "cuda":
+        return (f"is a number format of GPUs, and this run is on '{device}'. Leave --precision out, or choose a GPU "
+                "(--gpu)")
+    if precision != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+        return (f"needs a GPU from Ampere (2020) on, and {torch.cuda.get_device_name(device)} is older. Leave "
+                "--precision out")
+    return None
 
 
 def compile_networks(networks: Iterable[nn.Module]) -> None:

@@ -17,7 +17,7 @@ import torch
 from model.errors import ConfigError
 from model.mmirn import MIN_PATCH
 from model.ops import resolve_backend
-from utils.bench import against, growth, table, workloads
+from utils.bench import against, growth, layouts, table, workloads
 from utils.bench.measure import Variant, alternate
 from utils.bench.workloads import Sizes, Way
 from utils.figures import sheet
@@ -46,10 +46,11 @@ class BenchConfig:
         full: all ways and repetitions: a quarter of an hour at the paper's size.
         small: tiny sizes and few repetitions: seconds instead of minutes, for tests.
         sweep: measure the growth over batch, bands, patch and width instead.
+        layouts: measure the training step in both memory layouts and every precision, on a GPU also captured, instead.
         against: folder of another version of this program: measure the training steps of both in turns instead.
         out: folder of the JSON and the table; null = figure/bench, with --small runs/bench.
         insert: Markdown file whose part between <!-- FOLDER/NAME --> and <!-- /FOLDER/NAME --> the table replaces;
-            FOLDER is that of --out, NAME is speed, growth or against.
+            FOLDER is that of --out, NAME is speed, growth, layouts or against.
         repeats: timed repetitions; null = 2, with --full 5, with --sweep 3, with --against 5.
         threads: threads of PyTorch; null = as it chooses.
         patch_size: null = 13, in studies 5, with --against study 5 and 9.
@@ -67,6 +68,7 @@ class BenchConfig:
     full: bool = False
     small: bool = False
     sweep: bool = False
+    layouts: bool = False
     against: Optional[Path] = None
     out: Optional[str] = None
     insert: Optional[Path] = None
@@ -99,6 +101,9 @@ def run_bench(config: BenchConfig, words: list[str]) -> None:
         result |= growth.measure(sizes, axes, repeats, config.backend, device)
         name, text = "growth", growth.text(result)
         sheet.save(growth.plot_growth(result), out / "growth.png")
+    elif config.layouts:
+        result |= layouts.measure(sizes, repeats, config.backend, device)
+        name, text = "layouts", layouts.text(result)
     else:
         result |= speed(sizes, repeats, config.backend, device, config.full or config.small)
         name, text = "speed", table.text(result)

@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets.patches import Augmentation, PatchSampler, place
+from datasets.patches import Augmentation, PatchSampler, place, usual_layout
 from model.graphs import WARM_UP
 from model.methods import Method, Task, method_class
 from model.ops import resolve_backend
@@ -57,12 +57,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run the method: settings that differ, and what else is different about it."""
+    """A way to run the method: settings that differ, and what else is different about it.
+
+    layout: of the patches in memory; None = as a run has them.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     keeps_freed_memory: bool = True
     context: Callable[[], AbstractContextManager] = nullcontext
+    layout: torch.memory_format | None = None
 
 
 def baselines(device: torch.device) -> dict[str, Way]:
@@ -108,6 +112,12 @@ def random_batch(n: int, sizes: Sizes, device: torch.device) -> tuple[Tensor, Te
     return functional.normalize(x, dim=1).to(device), (torch.arange(n) % CLASSES).to(device)
 
 
+def batch_of(way: Way, n: int, sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A random batch whose patches lie in memory as the way has them."""
+    x, y = random_batch(n, sizes, device)
+    return x.contiguous(memory_format=way.layout or usual_layout(way.settings["backend"], device)), y
+
+
 @lru_cache(maxsize=1)
 def random_cube(sizes: Sizes) -> np.ndarray:
     """[H, W, B] of unit spectra."""
@@ -117,10 +127,11 @@ def random_cube(sizes: Sizes) -> np.ndarray:
 
 def step(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     """One training step.  What has to be compiled or recorded is so beforehand."""
-    method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    method, batch = build(way, sizes, device), batch_of(way, sizes.batch_size, sizes, device)
     if method.settings.compile or method.settings.cuda_graph:
-        for _ in range(WARM_UP + 1):
-            method.update(*batch)
+        with way.context():
+            for _ in range(WARM_UP + 1):
+                method.update(*batch)
 
     def run(watch: Stopwatch) -> None:
         with way.context(), watch.lap("step"):
@@ -133,7 +144,7 @@ def parts(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     methods = {"max step": build(way, sizes, device),
                "max step, MI alone": build(way, sizes, device, ablate=["no_adversarial"]),
                "max step, consistency alone": build(way, sizes, device, ablate=["no_mmirn"])}
-    x, y = random_batch(sizes.batch_size, sizes, device)
+    x, y = batch_of(way, sizes.batch_size, sizes, device)
 
     def run(watch: Stopwatch) -> None:
         for name, method in methods.items():
@@ -175,7 +186,7 @@ def convolution(n: int, d: int, p: int, dtype: torch.dtype, device: torch.device
 
 def step_flops(way: Way, sizes: Sizes, device: torch.device) -> int:
     """Operations of one step's convolutions and matrix products, by torch's counter."""
-    method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    method, batch = build(way, sizes, device), batch_of(way, sizes.batch_size, sizes, device)
     with FlopCounterMode(display=False) as counter, way.context():
         method.update(*batch)
     return counter.get_total_flops()
@@ -202,7 +213,7 @@ class Recorder(TorchDispatchMode):
 
 def recorded_step(way: Way, sizes: Sizes, device: torch.device) -> Recorder:
     """What one training step calls."""
-    method, batch = build(way, sizes, device), random_batch(sizes.batch_size, sizes, device)
+    method, batch = build(way, sizes, device), batch_of(way, sizes.batch_size, sizes, device)
     method.update(*batch)
     with way.context(), Recorder() as recorder:
         method.update(*batch)
@@ -238,7 +249,7 @@ def best_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 10
 
 def inference(way: Way, sizes: Sizes, device: torch.device) -> Variant:
     """Logits of a batch of patches."""
-    method, (x, _) = build(way, sizes, device), random_batch(sizes.inference, sizes, device)
+    method, (x, _) = build(way, sizes, device), batch_of(way, sizes.inference, sizes, device)
 
     def run(watch: Stopwatch) -> None:
         with way.context(), watch.lap("inference"):

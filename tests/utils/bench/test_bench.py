@@ -10,12 +10,12 @@ from PIL import Image
 
 import main
 from conftest import batch, build
-from datasets.patches import place
+from datasets.patches import PatchSampler, place
 from model.ops import gather_patches, reference
 from utils import process
-from utils.bench import against, baselines, bench, growth, measure, table, workloads
+from utils.bench import against, baselines, bench, growth, layouts, measure, table, workloads
 from utils.bench.measure import Stopwatch, Variant, alternate
-from utils.bench.workloads import Sizes
+from utils.bench.workloads import Sizes, Way
 
 CPU = torch.device("cpu")
 WORDS = ["bench", "--small", "--repeats", "1", "--gpu", "-1"]
@@ -303,6 +303,42 @@ def test_the_sizes_that_two_programs_are_compared_at():
 def test_a_backend_that_is_the_reference_has_no_float32_row_of_its_own():
     assert list(workloads.fast_ways("reference", CPU)) == ["bf16"]
     assert list(workloads.baselines(torch.device("cuda"))) == ["b", "unfold"]      # its memory is not malloc's
+
+
+def test_layouts_and_precisions_that_are_compared(monkeypatch):
+    def names(kind):
+        return [way.name for way in layouts.ways("reference", torch.device(kind))]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    rows = ("channels last", "NCHW", "CUDA graph")
+    assert names("cuda") == ["reference", *(f"reference, {precision}, {row}"
+                                            for precision in ("float32", "bf16", "tf32") for row in rows)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert names("cuda") == ["reference", *(f"reference, float32, {row}" for row in rows)]
+    assert names("cpu")[1:] == [f"reference, {precision}, {row}"
+                                for precision in ("float32", "bf16") for row in rows[:2]]
+
+
+def test_tf32_is_on_inside_alone():
+    def on():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(KeyError), layouts.tf32():
+        assert on() == (True, True)
+        raise KeyError
+    assert on() == (False, False)
+
+
+@pytest.mark.parametrize("layout, channels_last", [(None, False), (torch.contiguous_format, False),
+                                                   (torch.channels_last, True)])
+def test_patches_lie_in_memory_as_the_way_has_them(layout, channels_last):
+    """None: as a run of that backend has them."""
+    sizes = Sizes(5, 8, 4, 6, 10, "released", (8, 9))
+    x, y = workloads.batch_of(Way("w", {"backend": "reference"}, layout=layout), 6, sizes, CPU)
+    assert x.is_contiguous(memory_format=torch.channels_last) == channels_last and len(y) == 6
+    assert torch.equal(x, workloads.random_batch(6, sizes, CPU)[0])
+    usual, _ = workloads.batch_of(Way("w", {"backend": "auto"}), 6, sizes, CPU)
+    sampler = PatchSampler(torch.rand(10, 9, 9), [[4, 4]], [0], 5, "auto")
+    assert usual.is_contiguous(memory_format=sampler.memory_format)
 
 
 def points(exponent, peak=10 ** 9):
