@@ -182,9 +182,10 @@ class Exploit:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("recipe", ["released", "paper"])
-def test_a_run_on_a_gpu_resumes_and_is_evaluated_on_the_cpu(pair, tmp_path, recipe):
-    run = pair.run("--gpu", "0", "--recipe", recipe, "--max_epoch", "1", save_path=tmp_path / "a")
+@pytest.mark.parametrize("words", [["--recipe", "released"], ["--recipe", "paper"], ["--cuda_graph"],
+                                   ["--precision", "bf16"]], ids=str)
+def test_a_run_on_a_gpu_resumes_and_is_evaluated_on_the_cpu(pair, tmp_path, words):
+    run = pair.run("--gpu", "0", *words, "--max_epoch", "1", save_path=tmp_path / "a")
     run = main.train(["--resume", str(run.path), "--max_epoch", "2"])
     assert run.read_run()["status"] == "done" and [r["epoch"] for r in run.records(run.epochs)] == [1, 2]
     assert main.main(["evaluate", "--run", str(run.path), "--gpu", "-1"]) == 0

@@ -5,6 +5,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from model import graphs
 from model.errors import ConfigError
 from model.graphs import WARM_UP, FastStep, CapturedStep
 from model.methods import REGISTRY, method_class
+from model.settings import Recipe
 from utils.bench import workloads
 from utils.run.config import parse_train
 
@@ -346,7 +348,7 @@ def gradient(network):
 @pytest.mark.parametrize("options", [{"cuda_graph": True}, {"compile": True}, {"compile": True, "cuda_graph": True}],
                          ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("variant", [{"recipe": "released"}, {"recipe": "paper"}, {"method": "erm"}], ids=str)
+@pytest.mark.parametrize("variant", [*({"recipe": name} for name in get_args(Recipe)), {"method": "erm"}], ids=str)
 def test_fast_steps_on_a_gpu_are_the_plain_ones(variant, precision, options):
     """Each from the same state, since Adam makes large differences of small ones."""
     method = build(device="cuda", **variant, precision=precision, **options)

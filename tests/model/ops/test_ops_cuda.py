@@ -220,6 +220,39 @@ def test_gpu_equals_the_reference(shape, layout, dtype, tolerance):
     torch.testing.assert_close(again, ours, rtol=0, atol=0)
 
 
+# The generators' and the discriminator's layers at the paper's size and at the studies', and a wider scene.
+REAL = [(64, 48, 13, 13), (64, 24, 13, 13), (64, 128, 13, 13), (64, 32, 5, 5), (16, 176, 9, 9)]
+
+
+@pytest.mark.cuda(kernels=True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", REAL, ids=str)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-13), (torch.float32, 1e-5),
+                                              (torch.float16, 2 ** -10), (torch.bfloat16, 2 ** -7)])
+def test_gpu_relu_equals_the_reference_at_real_sizes(shape, layout, dtype, tolerance):
+    inputs = make_inputs(shape, dtype, "cuda", requires_grad=True, layout=layout)
+    ours, theirs = (value_and_gradients(lambda x, kernel: involution(x, kernel, backend=backend, relu=True), inputs)
+                    for backend in ("cupy", "reference"))
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=min(tolerance, 1e-5))
+    assert ours[2].count_nonzero() <= (inputs[1] > 0).sum()                  # nothing where the kernel is cut
+
+
+@pytest.mark.cuda(kernels=True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_registration(dtype, layout):
+    x, kernel = make_inputs((2, 7, 5, 4), dtype, "cuda", requires_grad=True, layout=layout)
+    grad = torch.ones_like(x, requires_grad=True)
+    for relu in (False, True):
+        torch.library.opcheck(cuda.involution, (x, kernel, relu))
+        torch.library.opcheck(cuda.involution_grad_input, (grad, kernel, relu))
+        torch.library.opcheck(cuda.involution_grad_kernel, (grad, x, kernel, relu))
+    cube, seed = torch.randn(4, 9, 7, device="cuda"), torch.tensor([7], device="cuda")
+    for channels_last in (False, True):
+        torch.library.opcheck(cuda.gather_patches, (cube, CENTRES.cuda(), 5, channels_last))
+        torch.library.opcheck(cuda.gather_augmented, (cube, CENTRES.cuda(), 5, seed, 0, True, True, channels_last))
+
+
 @pytest.mark.cuda(kernels=True)
 def test_gpu_takes_strided_and_empty_tensors():
     x, kernel = make_inputs(device="cuda")
@@ -247,6 +280,36 @@ def test_gpu_works_in_another_stream():
         result = involution(inputs[0] * 2, inputs[1], backend="cupy")
     stream.synchronize()
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+class Late(torch.autograd.Function):
+    """The identity, whose gradient is there only after long work in the stream of the backward pass."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        work = torch.rand(4096, 4096, device=grad.device)
+        for _ in range(20):
+            work = work @ work / 4096
+        return grad + 0 * work.nan_to_num(0, 0, 0)[0, 0]
+
+
+@pytest.mark.cuda(kernels=True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpu_gradients_follow_a_stream_of_their_own(layout):
+    """Backward runs in a thread of its own, in the stream of the forward pass: a kernel that started elsewhere would
+    read the gradient before it is there."""
+    inputs = make_inputs((64, 128, 13, 13), torch.float32, "cuda", requires_grad=True, layout=layout)
+    expected = value_and_gradients(lambda x, kernel: involution(x, kernel, backend="reference"), inputs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = value_and_gradients(lambda x, kernel: Late.apply(involution(x, kernel, backend="cupy")), inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.cuda(kernels=True)
@@ -277,6 +340,14 @@ def test_gpu_gather_equals_the_reference(dtype, size):
         by_pixels = cuda.gather_patches(source, CENTRES.cuda(), size, channels_last=True)
         assert torch.equal(by_pixels, expected) and by_pixels.is_contiguous(memory_format=torch.channels_last)
     assert gather_patches(cube, CENTRES[:0].cuda(), size, backend="cupy").shape == (0, 3, size, size)
+
+
+@pytest.mark.cuda(kernels=True)
+def test_gpu_a_centre_outside_the_scene_stops_nothing():
+    cube, centres = torch.rand(3, 9, 7).cuda(), torch.tensor([[-40, 2], [40, 2], [3, -40], [9, 7]]).cuda()
+    patches = [gather_patches(cube, centres, 5, backend=backend) for backend in ("reference", "cupy")]
+    torch.cuda.synchronize()
+    assert torch.equal(*patches) and patches[0].isfinite().all()
 
 
 @pytest.mark.cuda(kernels=True)
