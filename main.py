@@ -49,7 +49,7 @@ LONGEST_ERROR = 1000      # letters
 def train(argv: list[str]) -> RunFolder:
     """The training run, top to bottom; nobody else works in its folder meanwhile."""
     config = parse_train(argv)
-    device = choose_device(config.gpu, config.precision)
+    device = choose_device(config.gpu, config.precision, config.deterministic)
     check_options(config, device)
     with open_run(config.resume) if config.resume else nullcontext() as resumed:
         streams = Streams(config.seed, device)

@@ -146,6 +146,29 @@ def styled(h: Tensor, z: Tensor, adain: AdaIN, norm: nn.Module, leak: float, bac
     return functional.leaky_relu(norm(adain(h, z)), leak)
 
 
+def reflected(h: Tensor, pad: int) -> Tensor:
+    """Reflection padding, [N, C, H, W] -> [N, C, H + 2·pad, W + 2·pad].  Where a GPU is to be deterministic it is put
+    together from slices, whose gradients are added in one order: PyTorch's own are added in any."""
+    if not chooses_order(h):
+        return functional.pad(h, (pad,) * 4, mode="reflect")
+    for dim in (2, 3):
+        last = h.shape[dim] - 1
+        h = torch.cat([h.narrow(dim, 1, pad).flip(dim), h, h.narrow(dim, last - pad, pad).flip(dim)], dim)
+    return h
+
+
+def chooses_order(h: Tensor) -> bool:
+    """Whether sums on this tensor's device come in any order, and are not to."""
+    return h.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
+class ReflectionPad(nn.ReflectionPad2d):
+    """`reflected` as a layer."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return reflected(h, self.padding[0])
+
+
 class BlurDownsample(nn.Module):
     """Depthwise [1,2,1]⊗[1,2,1]/16 blur, reflect pad 1, stride 2: [N, C, H, W] -> [N, C, ⌈H/2⌉, ⌈W/2⌉]."""
 
@@ -156,8 +179,7 @@ class BlurDownsample(nn.Module):
         self.register_buffer("filt", kernel.expand(channels, 1, 3, 3).clone())
 
     def forward(self, h: Tensor) -> Tensor:
-        padded = functional.pad(h, (1, 1, 1, 1), mode="reflect")
-        return functional.conv2d(padded, self.filt, stride=2, groups=h.shape[1])
+        return functional.conv2d(reflected(h, 1), self.filt, stride=2, groups=h.shape[1])
 
 
 class ResidualBlock(nn.Module):
@@ -166,8 +188,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels), nn.ReLU(),
-            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels))
+            ReflectionPad(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels), nn.ReLU(),
+            ReflectionPad(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels))
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.conv_block(h)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import ConfigError
-from model.layers import BlurDownsample, ResidualBlock
+from model.layers import BlurDownsample, ReflectionPad, ResidualBlock
 from model.ops import norms_cpu, resolve_backend
 
 LAST_LAYER = 17
@@ -30,7 +30,7 @@ class MMIRN(nn.Module):
         if not taps or min(taps) < 0 or max(taps) > LAST_LAYER or len(set(taps)) < len(taps):
             raise ConfigError(f"contrast_layers {list(taps)} must be different layers of MMIRN, 0 to {LAST_LAYER}.")
         f = filters
-        layers = [nn.ReflectionPad2d(PADDING), nn.Conv2d(bands, f, 7), nn.InstanceNorm2d(f), nn.ReLU(),
+        layers = [ReflectionPad(PADDING), nn.Conv2d(bands, f, 7), nn.InstanceNorm2d(f), nn.ReLU(),
                   nn.Conv2d(f, 2 * f, 3, padding=1), nn.InstanceNorm2d(2 * f), nn.ReLU(), BlurDownsample(2 * f),
                   nn.Conv2d(2 * f, 4 * f, 3, padding=1), nn.InstanceNorm2d(4 * f), nn.ReLU(), BlurDownsample(4 * f),
                   *(ResidualBlock(4 * f) for _ in range(6))]

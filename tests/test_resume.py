@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import main
+from at_work import bits
 from conftest import same_state
 from datasets.writers import write_mat_v5
 from forked import Started
@@ -179,6 +180,20 @@ class Exploit:
 
     def __reduce__(self):
         return (exec, ("import test_resume; test_resume.Exploit.ran = True",))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("recipe", ["released", "paper", "robust"])
+def test_deterministic_runs_on_a_gpu_repeat_and_resume_bit_by_bit(pair, tmp_path, recipe):
+    words = ["--gpu", "0", "--deterministic", "--recipe", recipe, "--max_epoch"]
+    try:
+        whole, again, broken = (pair.run(*words, epochs, save_path=tmp_path / name)
+                                for name, epochs in (("a", "2"), ("b", "2"), ("c", "1")))
+        assert same_state(bits(whole), bits(again))
+        if recipe != "robust":                                      # whose schedule knows how long the run is
+            assert same_state(bits(whole), bits(main.train(["--resume", str(broken.path), "--max_epoch", "2"])))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.cuda

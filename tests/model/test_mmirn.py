@@ -6,11 +6,27 @@ import pytest
 import torch
 
 from conftest import batch
+from model import layers
 from model.losses import mutual_information, mutual_information_sum
 from model.mmirn import LAST_LAYER, MMIRN
 from model.ops import cpu
 
 needs_kernels = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason=f"no C++: {cpu.unavailable_reason()}")
+
+
+@pytest.mark.parametrize("pad", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_padding_from_slices_is_the_reflection(pad, memory_format, monkeypatch):
+    """Bit for bit, and its gradient is the same sum."""
+    h = torch.rand(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    plain = layers.reflected(h, pad)
+    pull = torch.rand_like(plain)
+    expected, = torch.autograd.grad(plain, h, pull)
+    monkeypatch.setattr(layers, "chooses_order", lambda h: True)
+    ours = layers.ReflectionPad(pad)(h)
+    assert torch.equal(ours, plain) and "Reflection" not in str(ours.grad_fn)
+    assert ours.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(torch.autograd.grad(ours, h, pull)[0], expected, rtol=1e-14, atol=1e-14)
 
 
 @needs_kernels

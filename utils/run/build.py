@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,10 +62,11 @@ class Data:
                 for name, digest in scene.sha256.items()}
 
 
-def choose_device(gpu: int, precision: str = "float32") -> torch.device:
+def choose_device(gpu: int, precision: str = "float32", deterministic: bool = False) -> torch.device:
     """CUDA device number `gpu`, or the CPU for -1 and where there is no GPU, which the log says.
 
-    The CUDA device becomes the current one, and computes in IEEE float32 but for precision 'tf32'.
+    The CUDA device becomes the current one, and computes in IEEE float32 but for precision 'tf32'.  `deterministic`: it
+    takes algorithms alone that give the same bits every time, and complains where there is none.
     """
     if gpu < 0:
         return torch.device("cpu")
@@ -75,6 +77,10 @@ def choose_device(gpu: int, precision: str = "float32") -> torch.device:
         raise ConfigError(f"gpu {gpu} does not exist; this machine has {torch.cuda.device_count()} (0 is the first).")
     torch.cuda.set_device(gpu)                   # else libraries take memory on device 0, too
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")          # cuBLAS reads it when it is loaded
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False              # every kernel here writes all of it
     return torch.device("cuda", gpu)
 
 

@@ -32,7 +32,7 @@ GROUPS = {                              # of `train --help`; every setting is in
     "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
     "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights"),
-    "the run": ("seed", "gpu", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard", "log_interval",
+    "the run": ("seed", "gpu", "deterministic", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard", "log_interval",
                 "backend", "precision", "compile", "cuda_graph"),
     "switches of the recipe (docs/fidelity.md)": tuple(entry.name for entry in fields(Switches))}
 
@@ -71,6 +71,8 @@ class TrainConfig(Settings):
         split: 'random' (stratified, as the released code) or spatially disjoint 'blocks' with a buffer.
         seed: seed of split, initialisation, batches, augmentation, noise and mixing.
         gpu: CUDA device number; -1 = CPU. Without a GPU the run goes to the CPU and says so.
+        deterministic: on a GPU take only algorithms that give the same bits every time, which are slower; a CPU always
+            does.
         log_interval: steps between two points of the TensorBoard curves.
         flip_augmentation: flip half the patches.
         radiation_augmentation: multiply half the patches by 0.9 to 1.1 and add noise.
@@ -98,6 +100,7 @@ class TrainConfig(Settings):
     split: Literal["random", "blocks"] = "random"
     seed: int = 333
     gpu: int = 0
+    deterministic: bool = False
     log_interval: int = 20
     flip_augmentation: bool = True
     radiation_augmentation: bool = True

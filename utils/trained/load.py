@@ -64,7 +64,7 @@ def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data
                     original.max_epoch)
     places = {"gpu": gpu, "data_path": data_path}
     config = changed(original, **{name: value for name, value in places.items() if value is not None}, **changes)
-    device = choose_device(config.gpu, config.precision)
+    device = choose_device(config.gpu, config.precision, config.deterministic)
     task = Task(saved["bands"], len(saved["class_names"]), config.patch_size)
     method = build_method(config, task, Streams(config.seed, device), device)
     checkpoint.load_training_state(method, saved["method"], run.checkpoint)

@@ -1,5 +1,7 @@
 """The device of a run, and what run.json says of it."""
 
+import os
+
 import pytest
 import torch
 
@@ -13,12 +15,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with two GPUs; yields the devices that were made current.  TF32 is as before, afterwards."""
+    """A machine with two GPUs; yields the devices that were made current.  Afterwards all flags are as before."""
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     yield chosen
+    torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
@@ -38,8 +43,19 @@ def test_a_gpu_is_made_current_once_and_computes_in_float32(machine):
     assert len(machine) == 3
 
 
+def test_a_gpu_is_deterministic_where_it_is_asked_to_be(machine):
+    for wanted in (True, False):
+        choose_device(0, deterministic=wanted)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"                 # the user's word stands
+    choose_device(0, deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
 def test_the_cpu_touches_no_gpu(machine):
-    assert choose_device(-1) == CPU and not machine
+    assert choose_device(-1, "float32", True) == CPU and not machine
+    assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
 def test_a_gpu_that_is_not_there_is_named(machine):
