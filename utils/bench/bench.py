@@ -159,7 +159,8 @@ def speed(sizes: Sizes, repeats: int, backend: str, device: torch.device, full: 
     calls = {way.name: recorders[letter].calls if letter in recorders else None for letter, way in steps.items()}
     own = workloads.own_floor(recorders["float32" if "float32" in recorders else "b"], device)
     recorders.clear()                                    # and the arguments of a step with them
-    parts = alternate("parts", _makers(workloads.parts, {"b": slow["b"]} | fast, sizes, device), repeats, device)
+    parts = alternate("parts", _makers(workloads.parts, {"b": slow["b"]} | fast, sizes, device), repeats if full else 1,
+                      device)                            # a run of it is several steps
     inference = alternate("inference", _makers(workloads.inference, ways, sizes, device), repeats, device)
     patchwise = {letter: slow[letter] for letter in ("a", "b") if letter in slow}
     scene = alternate("whole scene", _makers(workloads.scene_by_patches, patchwise, sizes, device)

@@ -81,7 +81,7 @@ def memory_line(result: dict[str, Any]) -> str:
 def closing(result: dict[str, Any]) -> str:
     """At what sizes, how, on what and by which command the numbers were made."""
     made, sizes = result["made"], result["sizes"]
-    scene = f" (whole scene: {runs(result, 'scene')})" if "scene" in result else ""
+    scene = f" (parts: {runs(result, 'parts')}, whole scene: {runs(result, 'scene')})" if "scene" in result else ""
     return (f"Batch {sizes['batch_size']}, {sizes['bands']} bands, patch {sizes['patch_size']}, "
             f"widths {sizes['pro_dim']} and {sizes['GIN_ch']}, recipe {sizes['recipe']}, "
             f"scene {sizes['scene'][0]}×{sizes['scene'][1]}. "
