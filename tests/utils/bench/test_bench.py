@@ -121,7 +121,7 @@ Floor: 600 GFLOP a step (torch's counter) ÷ 160 (float32) or 400 (bf16) GFLOP/s
 and both gradients, same batch and patch) = 3.75 s or 1.50 s. The step's own convolutions and products, each the best \
 of ten by itself, take 3.10 s (float32). Peak memory: the process's resident set during the step (–: this system \
 does not tell it). Batch 256, 48 bands, patch 13, widths 128 and 24, recipe released, scene 210×954. Medians of 5 \
-(whole scene: 1) after warm-up, taken in turns in one process. Some CPU (avx2), 2 of 4 cores, torch 2.0, commit \
+(parts: 1, whole scene: 1) after warm-up, taken in turns in one process. Some CPU (avx2), 2 of 4 cores, torch 2.0, commit \
 0123456789+. Made by `python main.py bench --out 'a b'`."""
 
 
