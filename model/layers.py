@@ -12,13 +12,14 @@ import torch.nn.functional as functional
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from model.ops import cpu, involution, norms_cpu, resolve_backend
+from model.ops import cpu, cuda, involution, norms_cpu, norms_cuda, resolve_backend
 from model.ops.build import DTYPES
 
 KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
 REDUCTION = 5             # the kernel generator's bottleneck is C // 5 wide
 EPSILON = 1e-5            # under the root of a variance
+NORMS = {"cpu": (norms_cpu, DTYPES), "cupy": (norms_cuda, cuda.DTYPES)}      # and the types that they take
 FEW_PIXELS = 2048         # up to here a convolution 1×1 is faster as a product of matrices, on a CPU
 
 
@@ -76,10 +77,11 @@ def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], wei
     [N, C, H, W] each -> [N, C, H, W].  In training each of the domains, equal parts of the batch one after the other,
     has statistics of its own.
     """
-    if resolve_backend(backend, inputs[0].device) == "cpu" and takes_kernels(inputs, [norm.weight for norm in norms]):
+    kernels, dtypes = NORMS.get(resolve_backend(backend, inputs[0].device), (None, ()))
+    if takes_kernels(inputs, [norm.weight for norm in norms], dtypes):
         several_values = inputs[0].numel() > domains * inputs[0].shape[1]   # per channel; else the norm itself complains
         if several_values and (norms[0].training or not torch.is_grad_enabled()):   # no gradient in evaluation mode
-            return norms_cpu.norm_relu_sum(inputs, norms, weights, domains)
+            return kernels.norm_relu_sum(inputs, norms, weights, domains)
     branches = [functional.relu(normalise(norm, x, domains)) for norm, x in zip(norms, inputs)]
     first, *others = branches if weights is None else [w * branch for w, branch in zip(weights, branches)]
     return sum(others, first)
@@ -90,12 +92,14 @@ def normalise(norm: nn.BatchNorm2d, x: Tensor, domains: int) -> Tensor:
     return torch.cat([norm(part) for part in x.chunk(domains)]) if norm.training and domains > 1 else norm(x)
 
 
-def takes_kernels(images: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
-    """Whether these are what the C++ kernels are for: images of one size and type, some of them, and float32."""
-    first = images[0]
-    return (first.dtype in DTYPES and first.numel() > 0
+def takes_kernels(images: Sequence[Tensor], parameters: Sequence[Tensor],
+                  dtypes: Sequence[torch.dtype] = DTYPES) -> bool:
+    """Whether these are what the kernels are for: images of one size and type, some of them, and parameters in float32
+    (in float64, if the images are)."""
+    first, wanted = images[0], torch.float64 if images[0].dtype == torch.float64 else torch.float32
+    return (first.dtype in dtypes and first.numel() > 0
             and all(image.shape == first.shape and image.dtype == first.dtype for image in images)
-            and all(parameter.dtype == torch.float32 for parameter in parameters))
+            and all(parameter.dtype == wanted for parameter in parameters))
 
 
 class SpectralBranch(nn.Module):

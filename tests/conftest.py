@@ -22,6 +22,7 @@ import host_build
 from datasets.scene import Scene
 from datasets.simulator import cache, simulate
 from datasets.writers import write_mat_v5, write_mat_v73
+from model import ops
 from model.methods import Task, method_class
 from model.ops import cuda
 from model.seeding import Streams
@@ -247,3 +248,9 @@ def on_host(host_library, monkeypatch):
     started = []
     monkeypatch.setattr(cuda, "run_kernel", host_build.starter(host_library, started))
     return started
+
+
+@pytest.fixture
+def forced_cupy(monkeypatch):
+    """Every backend but the reference is 'cupy', whose operators are computed by the reference on a CPU."""
+    monkeypatch.setattr(ops, "_resolve", lambda backend, device: "reference" if backend == "reference" else "cupy")

@@ -37,7 +37,7 @@ extern "C" void quad_site(unsigned index, const Index* s, Index* found) {
     found[0] = site.patch; found[1] = site.out; found[2] = site.quad;
 }
 """
-WORDS = {np.int64: ctypes.c_int64, np.float32: ctypes.c_float}
+WORDS = {np.int64: ctypes.c_int64, np.float32: ctypes.c_float, np.float64: ctypes.c_double}
 
 
 def library(folder):

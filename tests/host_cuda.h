@@ -26,6 +26,8 @@ extern "C" void place_thread(unsigned block, unsigned thread, unsigned blocks, u
     blockDim.x = threads;
 }
 
+using std::sqrt;
+
 typedef _Float16 __half;
 
 struct __nv_bfloat16 {

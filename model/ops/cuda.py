@@ -1,4 +1,5 @@
-"""The operators as CUDA kernels (involution.cu, patches.cu; built by CuPy), registered as `s2amsnet::` operators.
+"""Involution and patch gather as CUDA kernels (involution.cu, patches.cu), registered as `s2amsnet::` operators; and
+how CUDA kernels, those of norms_cuda.py among them, are built (by CuPy) and started.
 
 Registered operators keep autograd and torch.compile working.  Each has the reference as its CPU implementation, so that
 the registration can be checked on a machine without a GPU.  CuPy is imported only when a kernel is built.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -24,12 +26,14 @@ from torch import Tensor
 
 from model.ops import reference
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("common.cuh", "involution.cu", "patches.cu"))
+SOURCES = tuple(Path(__file__).with_name(name)
+                for name in ("common.cuh", "involution.cu", "patches.cu", "norm.cu", "norm_grad.cu"))
 OPTIONS = ("--std=c++17",)
 PACKAGE = re.compile(r"cupy(-cuda\d+x)?", re.IGNORECASE)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PACKS = {"planes": {8: (1,), 4: (4, 1), 2: (4, 1)},          # numbers that move together, by layout and bytes of each
-         "pixels": {8: (1,), 4: (4, 2, 1), 2: (8, 2, 1)}}
+         "pixels": {8: (1,), 4: (4, 2, 1), 2: (8, 2, 1)},
+         "norms": {8: (1,), 4: (4, 1), 2: (4, 1)}}
 QUAD = reference.QUAD
 THREADS = 256             # per block
 MAX_BLOCKS = 1 << 20      # the kernels stride over what a grid of this size leaves
@@ -84,7 +88,8 @@ def _function(name: str, device_index: int):
 
 
 def run_kernel(name: str, device: torch.device, blocks: int, arguments: tuple) -> None:
-    """Start a kernel on the device, in PyTorch's current stream, with numpy's int64 and float32 as arguments.
+    """Start a kernel on the device, in PyTorch's current stream, with numpy's int64, float32 and float64 as
+    arguments.
 
     PyTorch switches to the device and back, and the kernel is handed its stream: CuPy's own guard would make device 0
     current on its way back, which takes half a gigabyte there and fails where that device is full or another's.
@@ -95,15 +100,22 @@ def run_kernel(name: str, device: torch.device, blocks: int, arguments: tuple) -
         _function(name, device.index)((blocks,), (THREADS,), arguments, stream=stream)
 
 
+def start(name: str, tensors: Sequence[Tensor | None], sizes: tuple[int, ...], work: int,
+          numbers: tuple[np.number, ...] = ()) -> None:
+    """Run a kernel on tensors, of which the last is a result (None is a null pointer), `work` being the number of
+    threads it has a use for."""
+    if work >= MAX_WORK:
+        raise ValueError(f"{name}: {tuple(tensors[-1].shape)} is too large for one call. Split the batch.")
+    if work:
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        blocks = min(-(-work // THREADS), MAX_BLOCKS)
+        run_kernel(name, tensors[-1].device, blocks, (*map(np.int64, (*pointers, *sizes)), *numbers))
+
+
 def _launch(name: str, out: Tensor, inputs: tuple[Tensor, ...], sizes: tuple[int, ...], work: int,
             numbers: tuple[float, ...] = ()) -> Tensor:
-    """Run a kernel that fills `out`, `work` being the number of threads it has a use for."""
-    if work >= MAX_WORK:
-        raise ValueError(f"{name}: {tuple(out.shape)} is too large for one call. Split the batch.")
-    if work:
-        pointers = (*(tensor.data_ptr() for tensor in inputs), out.data_ptr())
-        blocks = min(-(-work // THREADS), MAX_BLOCKS)
-        run_kernel(name, out.device, blocks, (*map(np.int64, (*pointers, *sizes)), *map(np.float32, numbers)))
+    """Run a kernel that fills `out`."""
+    start(name, (*inputs, out), sizes, work, tuple(map(np.float32, numbers)))
     return out
 
 
@@ -130,11 +142,12 @@ def _kernel(kernel: Tensor, pixels: bool) -> Tensor:
     return kernel.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
 
 
-def _pack(layout: str, lengths: tuple[int, ...], tensors: tuple[Tensor, ...]) -> int:
-    """How many numbers move together: it divides the lengths of the runs, and the tensors start at a pack."""
-    size = tensors[0].element_size()
-    return next(pack for pack in PACKS[layout][size] if all(length % pack == 0 for length in lengths)
-                and all(tensor.data_ptr() % (pack * size) == 0 for tensor in tensors))
+def pack_of(layout: str, lengths: tuple[int, ...], tensors: Sequence[Tensor]) -> int:
+    """How many numbers move together: it divides the lengths of the runs, and the tensors, the first of which is an
+    image, start at a pack."""
+    return next(pack for pack in PACKS[layout][tensors[0].element_size()]
+                if all(length % pack == 0 for length in lengths)
+                and all(tensor.data_ptr() % (pack * tensor.element_size()) == 0 for tensor in tensors))
 
 
 def _launch_involution(name: str, images: tuple[Tensor, ...], kernel: Tensor, relu: bool, like_kernel: bool) -> Tensor:
@@ -148,7 +161,7 @@ def _launch_involution(name: str, images: tuple[Tensor, ...], kernel: Tensor, re
         layout, lengths = "pixels", (groups, channels) if tap_step == groups else (1,)
     else:
         layout, lengths = "planes", (width,)
-    pack = _pack(layout, lengths, (*images, kernel, out))
+    pack = pack_of(layout, lengths, (*images, kernel, out))
     return _launch(f"{name}_{layout}{pack}_{str(out.dtype).removeprefix('torch.')}", out, (*images, kernel),
                    (samples, channels, groups, height, width, tap_step, group_step, relu),
                    samples * groups * height * width // pack)

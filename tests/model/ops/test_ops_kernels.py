@@ -1,22 +1,25 @@
 """The CUDA kernels without a GPU: NVRTC compiles them for several chips, and a host compiler builds them to be run.
 
-Here: the compilers, and the involution; the patches are in test_ops_patches.py.
+Here: the compilers, and the involution; patches are in test_ops_patches.py, norms in test_ops_norms_cuda.py.
 """
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
+import emulated
 from model.ops import cuda, reference
 from operator_inputs import LAYOUTS, between_nans, memory_orders
 
 OPS = ("involution", "involution_grad_input", "involution_grad_kernel")
-INVOLUTIONS = [f"{op}_{layout}{pack}_{dtype}" for op in OPS for layout in cuda.PACKS
-               for dtype, size in (("float64", 8), ("float32", 4), ("float16", 2), ("bfloat16", 2))
-               for pack in cuda.PACKS[layout][size]]
-KERNELS = INVOLUTIONS + [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
+SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+INVOLUTIONS = [f"{op}_{layout}{pack}_{dtype}" for op in OPS for layout in ("planes", "pixels")
+               for dtype, size in SIZES.items() for pack in cuda.PACKS[layout][size]]
+NORMS = [f"norm_{op}{pack}_{dtype}" for op in ("moments", "mix", "sums", "gradients")
+         for dtype, size in SIZES.items() for pack in cuda.PACKS["norms"][size]]
+NORMS += [f"norm_{op}_{dtype}" for op in ("finish_moments", "advance", "finish_sums") for dtype in ("float32", "float64")]
+KERNELS = INVOLUTIONS + NORMS + [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
 
 # C below a group, with 0, 1 and 2 leftover channels; odd, even and unequal sides, batch 1, patches of one pixel
 SHAPES = [(2, 1, 5, 5), (1, 2, 7, 5), (2, 3, 5, 5), (3, 4, 5, 7), (1, 5, 9, 8), (2, 48, 3, 4), (1, 103, 5, 5),
@@ -27,17 +30,7 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ("sm_75", "sm_80", "sm_90"))
 def test_nvrtc_compiles_every_kernel(arch):
-    pytest.importorskip("cupy", reason="needs CuPy for its NVRTC binding")
-    from cupy._core.core import assemble_cupy_compiler_options   # adds CUDA's and CuPy's include folders, as RawModule
-    from cupy.cuda import nvrtc
-    options = assemble_cupy_compiler_options(cuda.OPTIONS)
-    if not any(Path(option[2:], "cuda_fp16.h").exists() for option in options if option.startswith("-I")):
-        pytest.skip("needs CUDA's headers, which come with cupy-cudaXXx[ctk] or a CUDA toolkit")
-    program = nvrtc.createProgram(cuda.source(), "kernels", (), ())
-    try:
-        nvrtc.compileProgram(program, (*options, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v"))
-    except nvrtc.NVRTCError:
-        pytest.fail(nvrtc.getProgramLog(program))
+    nvrtc, program = emulated.compiled(cuda.source(), arch, "--ptxas-options=-v")
     log, machine_code = nvrtc.getProgramLog(program), nvrtc.getCUBIN(program)
     assert all(f"{name}\0".encode() in machine_code for name in KERNELS)
     assert log.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(KERNELS)
@@ -54,6 +47,10 @@ def check_packs(ptx):
         for access in (r"ld\.global\.nc\.", r"st\.global\."):
             assert bool(words and re.search(access + words, texts[name])) == (pack > 1), (name, access)
     assert re.search(r"st\.global\.v4\.f32", texts["gather_augmented"])
+    for dtype, words in (("float32", "v4.f32"), ("float16", "v4.u16"), ("bfloat16", "v4.u16")):
+        for op in ("moments", "mix", "sums", "gradients"):
+            assert f"ld.global.nc.{words}" in texts[f"norm_{op}4_{dtype}"], (op, dtype)
+        assert all(f"st.global.{words}" in texts[f"norm_{op}4_{dtype}"] for op in ("mix", "gradients"))
 
 
 def make_inputs(shape, dtype, layout="planes", margin=4096):

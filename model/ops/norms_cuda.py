@@ -1,0 +1,229 @@
+"""BatchNorm, ReLU and the weighted sum of branches as CUDA kernels (norm.cu, norm_grad.cu), registered as `s2amsnet::`
+operators in the manner of cuda.py.
+
+Images are taken in channels_last; others are copied into that layout first.  Results are in channels_last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.ops import norms_reference as reference
+from model.ops.cuda import pack_of, start
+
+BRANCHES = 2
+MOST_SLICES = 256         # parts of a domain's rows, whose sums one thread adds up
+ROWS_SUMMED, ROWS_MAPPED = 16, 8          # of a thread, where there are few of them
+
+
+def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
+                  domains: int = 1) -> Tensor:
+    """sum_b weights[b]·relu(norms[b](inputs[b])): one or two inputs [N,C,H,W] -> [N,C,H,W] in channels_last.
+
+    The norms are used and updated as they would be by calling them on each of the domains, equal parts of the batch,
+    one after the other.
+    """
+    gammas, betas, eps = ([getattr(norm, name) for norm in norms] for name in ("weight", "bias", "eps"))
+    weights = None if weights is None else weights.to(gammas[0].dtype)
+    means, variances, batches = ([getattr(norm, name) for norm in norms] for name in
+                                 ("running_mean", "running_var", "num_batches_tracked"))
+    if not norms[0].training:
+        return apply_norms(inputs, gammas, betas, means, variances, weights, eps)
+    y, statistics = normalise_branches(inputs, gammas, betas, weights, eps, domains)
+    before = [count.item() if norm.momentum is None else -1 for norm, count in zip(norms, batches)]
+    advance_statistics(statistics, means, variances, batches, before, [norm.momentum or 0.0 for norm in norms],
+                       inputs[0].numel() // statistics[0, 0].numel())
+    return y
+
+
+# ---- operators ----
+
+@torch.library.custom_op("s2amsnet::normalise_branches", mutates_args=(), device_types="cpu")
+def normalise_branches(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], weights: Tensor | None,
+                       eps: list[float], domains: int) -> tuple[Tensor, Tensor]:
+    """Training mode: inputs [N,C,H,W], parameters [C], weights [branches] -> image [N,C,H,W], and the statistics
+    [branches,2,domains,C] that it is made with (mean, biased variance)."""
+    statistics = torch.stack([reference.domain_statistics(x, domains) for x in inputs])
+    return _pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps)), statistics
+
+
+@torch.library.custom_op("s2amsnet::normalise_branches_backward", mutates_args=(), device_types="cpu")
+def normalise_branches_backward(grad: Tensor, inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor],
+                                weights: Tensor | None, statistics: Tensor, eps: list[float],
+                                learns: bool) -> list[Tensor]:
+    """Gradients of the inputs, and where the norms learn of gammas and betas [branches,2,C] and weights [branches]."""
+    found = reference.norm_relu_sum_backward(grad, inputs, gammas, betas, statistics, weights, eps)
+    return [_pixels(image) for image in found[:len(inputs)]] + (found[len(inputs):] if learns else [])
+
+
+@torch.library.custom_op("s2amsnet::apply_norms", mutates_args=(), device_types="cpu")
+def apply_norms(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], means: list[Tensor],
+                variances: list[Tensor], weights: Tensor | None, eps: list[float]) -> Tensor:
+    """Evaluation mode, without gradient: statistics [C] as they are."""
+    statistics = torch.stack([torch.stack(pair)[:, None] for pair in zip(means, variances)])
+    return _pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps))
+
+
+@torch.library.custom_op("s2amsnet::advance_statistics", mutates_args=("means", "variances", "batches"),
+                         device_types="cpu")
+def advance_statistics(statistics: Tensor, means: list[Tensor], variances: list[Tensor], batches: list[Tensor],
+                       before: list[int], momenta: list[float], rows: int) -> None:
+    """Move the running statistics [C] of the branches' norms towards those of each domain of so many rows, and count
+    its batches.  before: a norm's batches so far, where its statistics are plain averages, else -1."""
+    for b, measured in enumerate(statistics):
+        for domain, (mean, variance) in enumerate(measured.unbind(1)):
+            share = momenta[b] if before[b] < 0 else 1 / (before[b] + domain + 1)
+            means[b] += share * (mean - means[b])
+            variances[b] += share * (variance * (rows / max(rows - 1, 1)) - variances[b])
+        batches[b] += statistics.shape[2]
+
+
+@normalise_branches.register_fake
+def _(inputs, gammas, betas, weights, eps, domains):
+    statistics = gammas[0].new_empty(len(inputs), 2, domains, inputs[0].shape[1])
+    return _pixels(torch.empty_like(inputs[0])), statistics
+
+
+@normalise_branches_backward.register_fake
+def _(grad, inputs, gammas, betas, weights, statistics, eps, learns):
+    return _empty_gradients(inputs, statistics, learns)
+
+
+@apply_norms.register_fake
+def _(inputs, gammas, betas, means, variances, weights, eps):
+    return _pixels(torch.empty_like(inputs[0]))
+
+
+def _save_inputs(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    images, gammas, betas, weights, ctx.eps, _ = inputs
+    ctx.save_for_backward(output[1], weights, *images, *gammas, *betas)
+    ctx.learns = any(tensor is not None and tensor.requires_grad for tensor in (weights, *gammas, *betas))
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad: Tensor | None, _: None) -> tuple:
+    statistics, weights, *saved = ctx.saved_tensors
+    count = len(statistics)
+    if grad is None:
+        return *([[None] * count] * 3), None, None, None
+    inputs, gammas, betas = saved[:count], saved[count:2 * count], saved[2 * count:]
+    found = normalise_branches_backward(grad, inputs, gammas, betas, weights, statistics, ctx.eps, ctx.learns)
+    if not ctx.learns:
+        return found, [None] * count, [None] * count, None, None, None
+    *grads, parameters, through_weights = found
+    return (grads, [each[0] for each in parameters], [each[1] for each in parameters],
+            None if weights is None else through_weights, None, None)
+
+
+normalise_branches.register_autograd(_backward, setup_context=_save_inputs)
+
+
+# ---- starting the kernels ----
+
+def _pixels(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _empty_gradients(inputs: Sequence[Tensor], statistics: Tensor, learns: bool) -> list[Tensor]:
+    count, _, _, channels = statistics.shape
+    parameters = [statistics.new_empty(count, 2, channels), statistics.new_empty(count)] if learns else []
+    return [_pixels(torch.empty_like(x)) for x in inputs] + parameters
+
+
+class _Call:
+    """A pass over images: tensors as the kernels want them, and how the work is shared out."""
+
+    def __init__(self, inputs: Sequence[Tensor], domains: int, eps: Sequence[float] = ()):
+        self.inputs = [_pixels(x) for x in inputs]
+        self.count, self.domains, self.channels = len(inputs), domains, inputs[0].shape[1]
+        self.rows = inputs[0].numel() // (domains * self.channels)
+        self.eps = self.paired(list(map(np.float64, eps)))
+        self.dtype, self.sums = (str(dtype).removeprefix("torch.") for dtype in
+                                 (inputs[0].dtype, accumulator(inputs[0].dtype)))
+
+    def paired(self, values: Sequence) -> tuple:
+        """One branch's stands for the other where there is only one."""
+        return (*values, *values)[:BRANCHES]
+
+    def branches(self, *parts: Sequence[Tensor]) -> list[Tensor]:
+        """x, gamma, beta, mean, variance of each branch, one after the other."""
+        return [tensor for each in self.paired(list(zip(*parts))) for tensor in each]
+
+    def slices(self, rows: int, most: int) -> int:
+        """Parts of a domain's rows, of so many rows at least, or of more where there would be too many parts."""
+        return max(1, min(most, -(-self.rows // rows)))
+
+    def images(self, name: str, tensors: list[Tensor | None], slices: int, numbers: tuple = (),
+               passes: int = 1) -> None:
+        """Start a kernel whose threads take packs of channels of a slice's rows."""
+        pack = pack_of("norms", (self.channels,), [*self.inputs, *(t for t in tensors if t is not None)])
+        start(f"{name}{pack}_{self.dtype}", tensors, (self.count, self.domains, self.channels, slices, self.rows),
+              passes * self.domains * slices * (self.channels // pack), numbers)
+
+    def entries(self, name: str, tensors: list[Tensor], slices: int, work: int, numbers: tuple = ()) -> None:
+        """Start a kernel with a thread per sum."""
+        start(f"{name}_{self.sums}", tensors, (self.count, self.domains, self.channels, slices, self.rows), work,
+              numbers)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums, parameters and statistics of images of some type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@normalise_branches.register_kernel("cuda")
+def launch_normalise(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], weights: Tensor | None,
+                     eps: list[float], domains: int) -> tuple[Tensor, Tensor]:
+    call = _Call(inputs, domains, eps)
+    slices = call.slices(ROWS_SUMMED, MOST_SLICES)
+    statistics = gammas[0].new_empty(call.count, 2, domains, call.channels)
+    partial = statistics.new_empty(call.count, domains, slices, 2, call.channels, dtype=torch.float64)
+    call.images("norm_moments", [*call.paired(call.inputs), partial], slices, passes=call.count)
+    call.entries("norm_finish_moments", [partial, statistics], slices, statistics[:, 0].numel())
+    return _launch_mix(call, gammas, betas, statistics[:, 0], statistics[:, 1], weights), statistics
+
+
+@apply_norms.register_kernel("cuda")
+def launch_apply(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], means: list[Tensor],
+                 variances: list[Tensor], weights: Tensor | None, eps: list[float]) -> Tensor:
+    return _launch_mix(_Call(inputs, 1, eps), gammas, betas, means, variances, weights)
+
+
+def _launch_mix(call: _Call, gammas: Sequence[Tensor], betas: Sequence[Tensor], means: Sequence[Tensor],
+                variances: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    y = torch.empty_like(call.inputs[0])
+    call.images("norm_mix", [*call.branches(call.inputs, gammas, betas, means, variances), weights, y],
+                call.slices(ROWS_MAPPED, call.rows), call.eps)
+    return y
+
+
+@normalise_branches_backward.register_kernel("cuda")
+def launch_backward(grad: Tensor, inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor],
+                    weights: Tensor | None, statistics: Tensor, eps: list[float], learns: bool) -> list[Tensor]:
+    call, grad = _Call(inputs, statistics.shape[2], eps), _pixels(grad)
+    branches = call.branches(call.inputs, gammas, betas, statistics[:, 0], statistics[:, 1])
+    slices = call.slices(ROWS_SUMMED, MOST_SLICES)
+    partial = statistics.new_empty(call.domains, slices, call.count, 2, call.channels, dtype=torch.float64)
+    sums = partial.new_empty(call.domains, call.count, 3, call.channels)
+    found = _empty_gradients(inputs, statistics, learns)
+    call.images("norm_sums", [grad, *branches, partial], slices, call.eps)
+    call.entries("norm_finish_sums", [partial, *branches, sums], slices, sums[:, :, 0].numel(), numbers=call.eps)
+    parameters = found[call.count:] or [None, None]
+    call.images("norm_gradients", [grad, *branches, weights, sums, *parameters, *call.paired(found[:call.count])],
+                call.slices(ROWS_MAPPED, call.rows), call.eps)
+    return found
+
+
+@advance_statistics.register_kernel("cuda")
+def launch_advance(statistics: Tensor, means: list[Tensor], variances: list[Tensor], batches: list[Tensor],
+                   before: list[int], momenta: list[float], rows: int) -> None:
+    count, _, domains, channels = statistics.shape
+    running = [tensor for parts in zip(means, variances, batches) for tensor in parts]
+    start(f"norm_advance_{str(statistics.dtype).removeprefix('torch.')}", [statistics, *(2 * running)[:3 * BRANCHES]],
+          (count, domains, channels, 1, rows, *(2 * before)[:BRANCHES]), count * channels,
+          tuple(map(np.float64, (2 * momenta)[:BRANCHES])))
