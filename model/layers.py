@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from model.ops import cpu, cuda, involution, norms_cpu, norms_cuda, resolve_backend
+from model.ops import cpu, cuda, instance_cuda, involution, norms_cpu, norms_cuda, resolve_backend
 from model.ops.build import DTYPES
 
 KERNEL_AREA = 9           # 3×3 involution
@@ -143,10 +143,14 @@ class AdaIN(nn.Module):
 
 def styled(h: Tensor, z: Tensor, adain: AdaIN, norm: nn.Module, leak: float, backend: str = "auto") -> Tensor:
     """leaky_relu(norm(adain(h, z)), leak), norm a BatchNorm or the identity: [N, C, H, W], noise [N, 2] -> [N, C, H, W]."""
-    batch_norm = norm if isinstance(norm, nn.BatchNorm2d) else None
-    if resolve_backend(backend, h.device) == "cpu" and takes_kernels([h], [*adain.parameters(), *norm.parameters()]):
-        if h.dtype == torch.float32 and (batch_norm is None or norm.training):
+    batch_norm, kernels = norm if isinstance(norm, nn.BatchNorm2d) else None, resolve_backend(backend, h.device)
+    if takes_kernels([h], [*adain.parameters(), *norm.parameters()]) and (batch_norm is None or norm.training):
+        if kernels == "cpu" and h.dtype == torch.float32:
             return norms_cpu.adaptive_norm(h, adain.fc(z), batch_norm, leak)
+        if kernels == "cupy" and batch_norm is None:
+            return instance_cuda.instance_norm(h, adain.fc(z), leak=leak)
+        if kernels == "cupy":
+            return norms_cuda.norm_relu_sum([instance_cuda.instance_norm(h, adain.fc(z))], [norm], None, leak=leak)
     return functional.leaky_relu(norm(adain(h, z)), leak)
 
 

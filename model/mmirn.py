@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 from model.errors import ConfigError
 from model.layers import BlurDownsample, ReflectionPad, ResidualBlock
 from model.ops import norms_cpu, resolve_backend
+from model.ops.instance_cuda import instance_norm
 
 LAST_LAYER = 17
 PADDING = 3               # of layer 0
@@ -54,14 +55,32 @@ class MMIRN(nn.Module):
         """
         if not compact:
             return [h.flatten(1) for h in self.layer_outputs(x).values()]
-        outputs = self.fused_outputs(x) if self.fuses(x) else self.layer_outputs(x)
+        outputs = self.outputs_by(x)(x)
         if 0 in outputs:
             outputs[0] = x * repetitions(x.shape[-1], x.device).to(x.dtype).sqrt()
         return [h.flatten(1) for h in outputs.values()]
 
-    def fuses(self, x: Tensor) -> bool:
-        """Whether `fused_outputs` works: float32 on a CPU, no tap between a norm and what is fused with it."""
-        return x.dtype == torch.float32 and resolve_backend("auto", x.device) == "cpu" and not self.taps & INSIDE_FUSED
+    def outputs_by(self, x: Tensor) -> Callable[[Tensor], dict[int, Tensor]]:
+        """The fastest way to the outputs: with kernels in float32, where no tap lies between a norm and what is fused with
+        it."""
+        ways = {"cpu": self.fused_outputs, "cupy": self.cuda_outputs}
+        backend = resolve_backend("auto", x.device) if x.dtype == torch.float32 and not self.taps & INSIDE_FUSED else ""
+        return ways.get(backend, self.layer_outputs)
+
+    def cuda_outputs(self, x: Tensor) -> dict[int, Tensor]:
+        """`layer_outputs` with norm, ReLU and residual in one operation (model/ops/instance.cu)."""
+        outputs, h = {}, x
+        for i, layer in enumerate(self.model):
+            if isinstance(layer, nn.InstanceNorm2d):
+                h = instance_norm(h, leak=0.0)
+            elif isinstance(layer, ResidualBlock):
+                pad, first, _, _, _, second, _ = layer.conv_block
+                h = instance_norm(second(pad(instance_norm(first(pad(h)), leak=0.0))), residual=h)
+            elif not isinstance(layer, nn.ReLU):
+                h = layer(h)
+            if i in self.taps:
+                outputs[i] = h
+        return outputs
 
     def fused_outputs(self, x: Tensor) -> dict[int, Tensor]:
         """`layer_outputs` with the channels innermost, [N, H_l, W_l, C_l]: norm, ReLU and blur in one operation

@@ -16,7 +16,8 @@ import pytest
 from model.ops import cuda
 
 FILE = os.environ.get("S2AMSNET_EMULATOR")
-RESULTS = {"norm_gradients": 4, "norm_advance": 6}          # how many of the last tensors are results; else 1
+# how many of the last tensors are results; else one
+RESULTS = {"norm_gradients": 4, "norm_advance": 6, "instance_norm": 2, "instance_norm_backward": 2}
 UPDATES = ("norm_advance",)                                 # kernels that read their results first
 
 

@@ -1,9 +1,11 @@
-// BatchNorm + ReLU + weighted sum of one or two branches.  norms_reference.py is the specification; common.cuh stands in
-// front of this text, norm_grad.cu behind it.
+// BatchNorm + leaky ReLU + weighted sum of one or two branches.  norms_reference.py is the specification; common.cuh
+// stands in front of this text, norm_grad.cu behind it.
 //
-// y = sum_b weight_b relu((x_b - mean_b) rstd_b gamma_b + beta_b) over rows of C channels, the pixels of NHWC images.
-// The rows come in domains of equal size, one behind the other; each has statistics of its own.  A thread works on V
-// neighbouring channels in every slices-th row of a domain, so that the threads of a warp touch neighbours in memory.
+// y = sum_b weight_b act((x_b - mean_b) rstd_b gamma_b + beta_b) over rows of C channels, the pixels of NHWC images;
+// act(z) = z for z > 0, else leak z.  The rows come in domains of equal size, one behind the other; each has statistics
+// of its own.  A thread works on V neighbouring channels in every slices-th row of a domain, so that the threads of a
+// warp touch neighbours in memory.
+//
 // Sums are made in two stages: each thread writes those of its rows, then one thread per sum adds these up in their
 // order.  No atomics, the same bits each time.  Sums have the accumulator's type within a run of rows, and are double
 // across.
@@ -171,7 +173,7 @@ __device__ void norm_advance(const Sum* __restrict__ statistics, const Running<S
 
 template <typename T, int V>
 __device__ void norm_mix(const Branch<T> (&branches)[kBranches], const typename Accumulator<T>::type* weights,
-                         T* __restrict__ y, int count, const Rows& r) {
+                         T* __restrict__ y, int count, const Rows& r, Wide leak) {
     typedef typename Accumulator<T>::type Sum;
     for (unsigned index = first_index(); index < Share<V>::count(r); index += index_step()) {
         const Share<V> share(index, r);
@@ -191,7 +193,7 @@ __device__ void norm_mix(const Branch<T> (&branches)[kBranches], const typename 
 #pragma unroll
                 for (int i = 0; i < V; ++i) {
                     const Sum z = (value[i] - map[b].mean[i]) * map[b].scale[i] + map[b].shift[i];
-                    sum[i] += weight[b] * (z < 0 ? 0 : z);
+                    sum[i] += weight[b] * (z < 0 ? static_cast<Sum>(leak) * z : z);
                 }
             }
             store<T, V>(y + share.at(row, r), sum);
@@ -231,9 +233,9 @@ __device__ void norm_mix(const Branch<T> (&branches)[kBranches], const typename 
         norm_moments<T, V>(x0, x1, partial, count, NORM_ROWS);                                                        \
     }                                                                                                                 \
     extern "C" __global__ void norm_mix##V##_##NAME(NORM_BRANCHES(T, SUM), const SUM* __restrict__ weights,           \
-                                                    T* __restrict__ y, NORM_SIZES, Wide eps0, Wide eps1) {            \
+                                                    T* __restrict__ y, NORM_SIZES, Wide eps0, Wide eps1, Wide leak) { \
         NORM_TABLE(T);                                                                                                \
-        norm_mix<T, V>(branches, weights, y, count, NORM_ROWS);                                                       \
+        norm_mix<T, V>(branches, weights, y, count, NORM_ROWS, leak);                                                 \
     }
 
 #define EVERY_NORM(STATISTICS, IMAGES)                                                                                \

@@ -2,11 +2,16 @@
 
 namespace {
 
-// Per branch, with d the gradient of relu(z): sums over a thread's rows of d and d (x - mean) -> partial
+// A gradient of act(z) as one of z.
+template <typename Sum> __device__ Sum through(Sum z, Sum pull, Wide leak) {
+    return z <= 0 ? static_cast<Sum>(leak) * pull : pull;
+}
+
+// Per branch, with d the gradient of act(z): sums over a thread's rows of d and d (x - mean) -> partial
 // [domain][slice][branch][2][C].
 template <typename T, int V>
 __device__ void norm_sums(const T* __restrict__ grad, const Branch<T> (&branches)[kBranches],
-                          Wide* __restrict__ partial, int count, const Rows& r) {
+                          Wide* __restrict__ partial, int count, const Rows& r, Wide leak) {
     typedef typename Accumulator<T>::type Sum;
     const Index run = static_cast<Index>(kRun) * r.slices;
     for (unsigned index = first_index(); index < Share<V>::count(r); index += index_step()) {
@@ -30,7 +35,7 @@ __device__ void norm_sums(const T* __restrict__ grad, const Branch<T> (&branches
 #pragma unroll
                     for (int i = 0; i < V; ++i) {
                         const Sum centred = value[i] - map[b].mean[i];
-                        const Sum d = centred * map[b].scale[i] + map[b].shift[i] <= 0 ? Sum(0) : pull[i];
+                        const Sum d = through(centred * map[b].scale[i] + map[b].shift[i], pull[i], leak);
                         sum[2 * b][i] += d;
                         sum[2 * b + 1][i] += d * centred;
                     }
@@ -50,7 +55,7 @@ __device__ void norm_sums(const T* __restrict__ grad, const Branch<T> (&branches
 }
 
 // partial [domain][slice][branch][2][C] -> [domain][branch][3][C]: the sums of d, of d xn with xn = (x - mean) rstd,
-// and of d z, which the weight's gradient is made of, since relu(z) = 1[z > 0] z.
+// and of d z, which the weight's gradient is made of, since act(z) = act'(z) z.
 template <typename T>
 __device__ void norm_finish_sums(const Wide* __restrict__ partial, const Branch<T> (&branches)[kBranches],
                                  Wide* __restrict__ sums, int count, const Rows& r) {
@@ -96,7 +101,8 @@ __device__ void parameter_gradients(const Wide* __restrict__ sums, const Sum* we
 template <typename T, int V>
 __device__ void norm_gradients(const T* __restrict__ grad, const Branch<T> (&branches)[kBranches],
                                const typename Accumulator<T>::type* weights, const Wide* __restrict__ sums,
-                               T* __restrict__ grad_first, T* __restrict__ grad_second, int count, const Rows& r) {
+                               T* __restrict__ grad_first, T* __restrict__ grad_second, int count, const Rows& r,
+                               Wide leak) {
     typedef typename Accumulator<T>::type Sum;
     for (unsigned index = first_index(); index < Share<V>::count(r); index += index_step()) {
         const Share<V> share(index, r);
@@ -124,7 +130,7 @@ __device__ void norm_gradients(const T* __restrict__ grad, const Branch<T> (&bra
 #pragma unroll
                 for (int i = 0; i < V; ++i) {
                     const Sum centred = value[i] - map[b].mean[i];
-                    const Sum d = centred * map[b].scale[i] + map[b].shift[i] <= 0 ? Sum(0) : pull[i];
+                    const Sum d = through(centred * map[b].scale[i] + map[b].shift[i], pull[i], leak);
                     value[i] = slope[b][i] * d + along[b][i] * centred + offset[b][i];
                 }
                 store<T, V>((b ? grad_second : grad_first) + share.at(row, r), value);
@@ -144,17 +150,18 @@ __device__ void norm_gradients(const T* __restrict__ grad, const Branch<T> (&bra
 
 #define NORM_GRADIENTS(V, NAME, T, SUM)                                                                               \
     extern "C" __global__ void norm_sums##V##_##NAME(const T* __restrict__ grad, NORM_BRANCHES(T, SUM),               \
-                                                     Wide* __restrict__ partial, NORM_SIZES, Wide eps0, Wide eps1) {  \
+                                                     Wide* __restrict__ partial, NORM_SIZES, Wide eps0, Wide eps1,    \
+                                                     Wide leak) {                                                     \
         NORM_TABLE(T);                                                                                                \
-        norm_sums<T, V>(grad, branches, partial, count, NORM_ROWS);                                                   \
+        norm_sums<T, V>(grad, branches, partial, count, NORM_ROWS, leak);                                             \
     }                                                                                                                 \
     extern "C" __global__ void norm_gradients##V##_##NAME(                                                            \
         const T* __restrict__ grad, NORM_BRANCHES(T, SUM), const SUM* __restrict__ weights,                           \
         const Wide* __restrict__ sums, SUM* __restrict__ parameters, SUM* __restrict__ grad_weights,                  \
-        T* __restrict__ grad0, T* __restrict__ grad1, NORM_SIZES, Wide eps0, Wide eps1) {                             \
+        T* __restrict__ grad0, T* __restrict__ grad1, NORM_SIZES, Wide eps0, Wide eps1, Wide leak) {                  \
         NORM_TABLE(T);                                                                                                \
         if (parameters) parameter_gradients<SUM>(sums, weights, parameters, grad_weights, count, NORM_ROWS);          \
-        norm_gradients<T, V>(grad, branches, weights, sums, grad0, grad1, count, NORM_ROWS);                          \
+        norm_gradients<T, V>(grad, branches, weights, sums, grad0, grad1, count, NORM_ROWS, leak);                    \
     }
 
 EVERY_NORM(NORM_FINISH_SUMS, NORM_GRADIENTS)

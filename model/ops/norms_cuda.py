@@ -21,8 +21,9 @@ ROWS_SUMMED, ROWS_MAPPED = 16, 8          # of a thread, where there are few of 
 
 
 def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
-                  domains: int = 1) -> Tensor:
-    """sum_b weights[b]·relu(norms[b](inputs[b])): one or two inputs [N,C,H,W] -> [N,C,H,W] in channels_last.
+                  domains: int = 1, leak: float = 0.0) -> Tensor:
+    """sum_b weights[b]·leaky_relu(norms[b](inputs[b]), leak): one or two inputs [N,C,H,W] -> [N,C,H,W] in
+    channels_last.
 
     The norms are used and updated as they would be by calling them on each of the domains, equal parts of the batch,
     one after the other.
@@ -32,8 +33,8 @@ def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], wei
     means, variances, batches = ([getattr(norm, name) for norm in norms] for name in
                                  ("running_mean", "running_var", "num_batches_tracked"))
     if not norms[0].training:
-        return apply_norms(inputs, gammas, betas, means, variances, weights, eps)
-    y, statistics = normalise_branches(inputs, gammas, betas, weights, eps, domains)
+        return apply_norms(inputs, gammas, betas, means, variances, weights, eps, leak)
+    y, statistics = normalise_branches(inputs, gammas, betas, weights, eps, leak, domains)
     before = [count.item() if norm.momentum is None else -1 for norm, count in zip(norms, batches)]
     advance_statistics(statistics, means, variances, batches, before, [norm.momentum or 0.0 for norm in norms],
                        inputs[0].numel() // statistics[0, 0].numel())
@@ -44,28 +45,28 @@ def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], wei
 
 @torch.library.custom_op("s2amsnet::normalise_branches", mutates_args=(), device_types="cpu")
 def normalise_branches(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], weights: Tensor | None,
-                       eps: list[float], domains: int) -> tuple[Tensor, Tensor]:
+                       eps: list[float], leak: float, domains: int) -> tuple[Tensor, Tensor]:
     """Training mode: inputs [N,C,H,W], parameters [C], weights [branches] -> image [N,C,H,W], and the statistics
     [branches,2,domains,C] that it is made with (mean, biased variance)."""
     statistics = torch.stack([reference.domain_statistics(x, domains) for x in inputs])
-    return _pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps)), statistics
+    return pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps, leak)), statistics
 
 
 @torch.library.custom_op("s2amsnet::normalise_branches_backward", mutates_args=(), device_types="cpu")
 def normalise_branches_backward(grad: Tensor, inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor],
-                                weights: Tensor | None, statistics: Tensor, eps: list[float],
+                                weights: Tensor | None, statistics: Tensor, eps: list[float], leak: float,
                                 learns: bool) -> list[Tensor]:
     """Gradients of the inputs, and where the norms learn of gammas and betas [branches,2,C] and weights [branches]."""
-    found = reference.norm_relu_sum_backward(grad, inputs, gammas, betas, statistics, weights, eps)
-    return [_pixels(image) for image in found[:len(inputs)]] + (found[len(inputs):] if learns else [])
+    found = reference.norm_relu_sum_backward(grad, inputs, gammas, betas, statistics, weights, eps, leak)
+    return [pixels(image) for image in found[:len(inputs)]] + (found[len(inputs):] if learns else [])
 
 
 @torch.library.custom_op("s2amsnet::apply_norms", mutates_args=(), device_types="cpu")
 def apply_norms(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], means: list[Tensor],
-                variances: list[Tensor], weights: Tensor | None, eps: list[float]) -> Tensor:
+                variances: list[Tensor], weights: Tensor | None, eps: list[float], leak: float) -> Tensor:
     """Evaluation mode, without gradient: statistics [C] as they are."""
     statistics = torch.stack([torch.stack(pair)[:, None] for pair in zip(means, variances)])
-    return _pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps))
+    return pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps, leak))
 
 
 @torch.library.custom_op("s2amsnet::advance_statistics", mutates_args=("means", "variances", "batches"),
@@ -83,23 +84,23 @@ def advance_statistics(statistics: Tensor, means: list[Tensor], variances: list[
 
 
 @normalise_branches.register_fake
-def _(inputs, gammas, betas, weights, eps, domains):
+def _(inputs, gammas, betas, weights, eps, leak, domains):
     statistics = gammas[0].new_empty(len(inputs), 2, domains, inputs[0].shape[1])
-    return _pixels(torch.empty_like(inputs[0])), statistics
+    return pixels(torch.empty_like(inputs[0])), statistics
 
 
 @normalise_branches_backward.register_fake
-def _(grad, inputs, gammas, betas, weights, statistics, eps, learns):
+def _(grad, inputs, gammas, betas, weights, statistics, eps, leak, learns):
     return _empty_gradients(inputs, statistics, learns)
 
 
 @apply_norms.register_fake
-def _(inputs, gammas, betas, means, variances, weights, eps):
-    return _pixels(torch.empty_like(inputs[0]))
+def _(inputs, gammas, betas, means, variances, weights, eps, leak):
+    return pixels(torch.empty_like(inputs[0]))
 
 
 def _save_inputs(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    images, gammas, betas, weights, ctx.eps, _ = inputs
+    images, gammas, betas, weights, ctx.eps, ctx.leak, _ = inputs
     ctx.save_for_backward(output[1], weights, *images, *gammas, *betas)
     ctx.learns = any(tensor is not None and tensor.requires_grad for tensor in (weights, *gammas, *betas))
     ctx.mark_non_differentiable(output[1])
@@ -110,14 +111,14 @@ def _backward(ctx, grad: Tensor | None, _: None) -> tuple:
     statistics, weights, *saved = ctx.saved_tensors
     count = len(statistics)
     if grad is None:
-        return *([[None] * count] * 3), None, None, None
+        return *([[None] * count] * 3), None, None, None, None
     inputs, gammas, betas = saved[:count], saved[count:2 * count], saved[2 * count:]
-    found = normalise_branches_backward(grad, inputs, gammas, betas, weights, statistics, ctx.eps, ctx.learns)
+    found = normalise_branches_backward(grad, inputs, gammas, betas, weights, statistics, ctx.eps, ctx.leak, ctx.learns)
     if not ctx.learns:
-        return found, [None] * count, [None] * count, None, None, None
+        return found, [None] * count, [None] * count, None, None, None, None
     *grads, parameters, through_weights = found
     return (grads, [each[0] for each in parameters], [each[1] for each in parameters],
-            None if weights is None else through_weights, None, None)
+            None if weights is None else through_weights, None, None, None)
 
 
 normalise_branches.register_autograd(_backward, setup_context=_save_inputs)
@@ -125,21 +126,21 @@ normalise_branches.register_autograd(_backward, setup_context=_save_inputs)
 
 # ---- starting the kernels ----
 
-def _pixels(image: Tensor) -> Tensor:
+def pixels(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
 def _empty_gradients(inputs: Sequence[Tensor], statistics: Tensor, learns: bool) -> list[Tensor]:
     count, _, _, channels = statistics.shape
     parameters = [statistics.new_empty(count, 2, channels), statistics.new_empty(count)] if learns else []
-    return [_pixels(torch.empty_like(x)) for x in inputs] + parameters
+    return [pixels(torch.empty_like(x)) for x in inputs] + parameters
 
 
 class _Call:
     """A pass over images: tensors as the kernels want them, and how the work is shared out."""
 
     def __init__(self, inputs: Sequence[Tensor], domains: int, eps: Sequence[float] = ()):
-        self.inputs = [_pixels(x) for x in inputs]
+        self.inputs = [pixels(x) for x in inputs]
         self.count, self.domains, self.channels = len(inputs), domains, inputs[0].shape[1]
         self.rows = inputs[0].numel() // (domains * self.channels)
         self.eps = self.paired(list(map(np.float64, eps)))
@@ -178,44 +179,45 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 @normalise_branches.register_kernel("cuda")
 def launch_normalise(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], weights: Tensor | None,
-                     eps: list[float], domains: int) -> tuple[Tensor, Tensor]:
+                     eps: list[float], leak: float, domains: int) -> tuple[Tensor, Tensor]:
     call = _Call(inputs, domains, eps)
     slices = call.slices(ROWS_SUMMED, MOST_SLICES)
     statistics = gammas[0].new_empty(call.count, 2, domains, call.channels)
     partial = statistics.new_empty(call.count, domains, slices, 2, call.channels, dtype=torch.float64)
     call.images("norm_moments", [*call.paired(call.inputs), partial], slices, passes=call.count)
     call.entries("norm_finish_moments", [partial, statistics], slices, statistics[:, 0].numel())
-    return _launch_mix(call, gammas, betas, statistics[:, 0], statistics[:, 1], weights), statistics
+    return _launch_mix(call, gammas, betas, statistics[:, 0], statistics[:, 1], weights, leak), statistics
 
 
 @apply_norms.register_kernel("cuda")
 def launch_apply(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], means: list[Tensor],
-                 variances: list[Tensor], weights: Tensor | None, eps: list[float]) -> Tensor:
-    return _launch_mix(_Call(inputs, 1, eps), gammas, betas, means, variances, weights)
+                 variances: list[Tensor], weights: Tensor | None, eps: list[float], leak: float) -> Tensor:
+    return _launch_mix(_Call(inputs, 1, eps), gammas, betas, means, variances, weights, leak)
 
 
 def _launch_mix(call: _Call, gammas: Sequence[Tensor], betas: Sequence[Tensor], means: Sequence[Tensor],
-                variances: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+                variances: Sequence[Tensor], weights: Tensor | None, leak: float) -> Tensor:
     y = torch.empty_like(call.inputs[0])
     call.images("norm_mix", [*call.branches(call.inputs, gammas, betas, means, variances), weights, y],
-                call.slices(ROWS_MAPPED, call.rows), call.eps)
+                call.slices(ROWS_MAPPED, call.rows), (*call.eps, np.float64(leak)))
     return y
 
 
 @normalise_branches_backward.register_kernel("cuda")
 def launch_backward(grad: Tensor, inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor],
-                    weights: Tensor | None, statistics: Tensor, eps: list[float], learns: bool) -> list[Tensor]:
-    call, grad = _Call(inputs, statistics.shape[2], eps), _pixels(grad)
+                    weights: Tensor | None, statistics: Tensor, eps: list[float], leak: float,
+                    learns: bool) -> list[Tensor]:
+    call, grad = _Call(inputs, statistics.shape[2], eps), pixels(grad)
     branches = call.branches(call.inputs, gammas, betas, statistics[:, 0], statistics[:, 1])
     slices = call.slices(ROWS_SUMMED, MOST_SLICES)
     partial = statistics.new_empty(call.domains, slices, call.count, 2, call.channels, dtype=torch.float64)
     sums = partial.new_empty(call.domains, call.count, 3, call.channels)
     found = _empty_gradients(inputs, statistics, learns)
-    call.images("norm_sums", [grad, *branches, partial], slices, call.eps)
+    call.images("norm_sums", [grad, *branches, partial], slices, (*call.eps, np.float64(leak)))
     call.entries("norm_finish_sums", [partial, *branches, sums], slices, sums[:, :, 0].numel(), numbers=call.eps)
     parameters = found[call.count:] or [None, None]
     call.images("norm_gradients", [grad, *branches, weights, sums, *parameters, *call.paired(found[:call.count])],
-                call.slices(ROWS_MAPPED, call.rows), call.eps)
+                call.slices(ROWS_MAPPED, call.rows), (*call.eps, np.float64(leak)))
     return found
 
 

@@ -37,8 +37,9 @@ def test_fused_outputs_are_the_layers_outputs(patch_size):
     x = batch(4, 6, patch_size=patch_size)[0]
     truth = copy.deepcopy(network).double().layer_outputs(x.double())
     with torch.no_grad():
-        ours, plain = network.fused_outputs(x), network.layer_outputs(x)
+        ours, on_cuda, plain = network.fused_outputs(x), network.cuda_outputs(x), network.layer_outputs(x)
     for layer, value in ours.items():
+        torch.testing.assert_close(on_cuda[layer], plain[layer], rtol=1e-3, atol=1e-4)
         value = value.permute(0, 3, 1, 2)
         assert value.shape == truth[layer].shape
         error, theirs = (((each - truth[layer]).norm() / truth[layer].norm()).item() for each in (value, plain[layer]))
@@ -49,7 +50,7 @@ def test_fused_outputs_are_the_layers_outputs(patch_size):
 @pytest.mark.parametrize("layer", [2, 3, 5, 6, 9, 10])
 def test_a_tap_inside_what_is_fused_goes_to_the_layers(layer):
     network, x = MMIRN(6, [layer], filters=2), batch(3, 6)[0]
-    assert not network.fuses(x)
+    assert network.outputs_by(x) == network.layer_outputs
     compact, plain = network(x, compact=True), network(x)
     assert torch.equal(compact[0], plain[0])
 

@@ -19,7 +19,8 @@ INVOLUTIONS = [f"{op}_{layout}{pack}_{dtype}" for op in OPS for layout in ("plan
 NORMS = [f"norm_{op}{pack}_{dtype}" for op in ("moments", "mix", "sums", "gradients")
          for dtype, size in SIZES.items() for pack in cuda.PACKS["norms"][size]]
 NORMS += [f"norm_{op}_{dtype}" for op in ("finish_moments", "advance", "finish_sums") for dtype in ("float32", "float64")]
-KERNELS = INVOLUTIONS + NORMS + [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
+INSTANCES = [f"instance_norm{backward}_{dtype}" for backward in ("", "_backward") for dtype in SIZES]
+KERNELS = INVOLUTIONS + NORMS + INSTANCES + [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
 
 # C below a group, with 0, 1 and 2 leftover channels; odd, even and unequal sides, batch 1, patches of one pixel
 SHAPES = [(2, 1, 5, 5), (1, 2, 7, 5), (2, 3, 5, 5), (3, 4, 5, 7), (1, 5, 9, 8), (2, 48, 3, 4), (1, 103, 5, 5),

@@ -1,15 +1,17 @@
 """The CUDA kernels of norms: the reference's values, on the host, as NVRTC makes them, and as registered operators."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import emulated
-from model.layers import norm_relu_sum
-from model.ops import cuda, norms_cuda, norms_reference
+from model.layers import AdaIN, norm_relu_sum, styled
+from model.ops import cuda, instance_cuda, norms_cuda, norms_reference
 from operator_inputs import between_nans
-from test_ops_kernels import NORMS as KERNELS
+from test_ops_kernels import INSTANCES, NORMS
 
 EPS = [1e-5, 1e-3]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2 ** -10, torch.bfloat16: 2 ** -7}
@@ -34,13 +36,13 @@ def make_inputs(shape, count, dtype, order=(0, 2, 3, 1)):
 def run_all(module, images, gammas, betas, weights, grad, domains):
     """What the three operators give: image, statistics, gradients; evaluation; running statistics and counts."""
     forward, backward, apply, advance = module
-    count, channels = len(images), images[0].shape[1]
-    y, statistics = forward(images, gammas, betas, weights, EPS[:count], domains)
+    count, channels, leak = len(images), images[0].shape[1], 0.1 * (len(images) - 1)
+    y, statistics = forward(images, gammas, betas, weights, EPS[:count], leak, domains)
     found = {"y": y, "statistics": statistics,
-             "gradients": backward(grad, images, gammas, betas, weights, statistics, EPS[:count], True),
-             "of images": backward(grad, images, gammas, betas, weights, statistics, EPS[:count], False)}
+             "gradients": backward(grad, images, gammas, betas, weights, statistics, EPS[:count], leak, True),
+             "of images": backward(grad, images, gammas, betas, weights, statistics, EPS[:count], leak, False)}
     running = [[torch.linspace(1, 2, channels).to(gammas[0]) for _ in range(count)] for _ in range(2)]
-    found["evaluated"] = apply(images, gammas, betas, *running, weights, EPS[:count])
+    found["evaluated"] = apply(images, gammas, betas, *running, weights, EPS[:count], leak)
     batches = [torch.tensor(5) for _ in range(count)]
     rows = images[0].numel() // statistics[0, 0].numel()
     advance(statistics, *running, batches, [-1, 5][:count], [0.1, 0.0][:count], rows)
@@ -60,12 +62,37 @@ def check(shape, domains, count, dtype):
         torch.testing.assert_close(one, other, rtol=TOLERANCE.get(one.dtype, 0), atol=TOLERANCE[inputs[1][0].dtype])
 
 
+def check_instances(shape, dtype):
+    """With gain, offset, leak and residual, then without any."""
+    (x,), _, _, _, grad = make_inputs(shape, 1, dtype)
+    wide = norms_cuda.accumulator(dtype)
+    styles = torch.randn(len(x), 2 * shape[1], generator=torch.Generator().manual_seed(1)).to(wide)
+    styles = between_nans(styles, (0, 1))
+    for given, leak, residual in ((styles, 0.01, x.flip(0)), (None, 0.0, None)):
+        for forward, backward in (
+                (instance_cuda.launch_instances, instance_cuda.launch_instances_backward),
+                (instance_cuda.normalise_instances, instance_cuda.normalise_instances_backward)):
+            y, statistics = forward(x, given, residual, 1e-5, leak)
+            found = [y, statistics, *backward(grad, x, statistics, given, leak)]
+            if forward is instance_cuda.launch_instances:
+                ours = found
+        for one, other in zip(ours, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=TOLERANCE[one.dtype], atol=TOLERANCE[wide])
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("shape, domains", CASES, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_kernels_equal_the_reference(on_host, shape, domains, count, dtype):
     check(shape, domains, count, dtype)
-    assert set(name for name, _ in on_host) <= set(KERNELS)
+    assert set(name for name, _ in on_host) <= set(NORMS)
+
+
+@pytest.mark.parametrize("shape", [shape for shape, _ in CASES[:4]], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_instance_kernels_equal_the_reference(on_host, shape, dtype):
+    check_instances(shape, dtype)
+    assert set(name for name, _ in on_host) <= set(INSTANCES)
 
 
 def test_planes_give_the_same(on_host):
@@ -91,7 +118,7 @@ def test_float32_statistics_of_many_rows_are_accurate(on_host, spread, offset, f
     x = (offset + spread * torch.randn(64, 4, 40, 41, generator=torch.Generator().manual_seed(0)))
     x[0, :, 0, 0] += first
     ones = torch.ones(4)
-    _, statistics = norms_cuda.launch_normalise([x], [ones], [ones], None, [1e-5], 2)
+    _, statistics = norms_cuda.launch_normalise([x], [ones], [ones], None, [1e-5], 0.0, 2)
     truth = norms_reference.domain_statistics(x.double(), 2)
     torch.testing.assert_close(statistics[0].double(), truth, rtol=2e-5, atol=1e-6 * spread)
 
@@ -108,17 +135,43 @@ def test_nan_comes_through(on_host):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ("sm_75", "sm_80", "sm_90"))
 def test_the_machine_code_equals_the_reference(monkeypatch, arch):
-    monkeypatch.setattr(cuda, "SOURCES", [path for path in cuda.SOURCES if path.stem in ("common", "norm", "norm_grad")])
+    wanted = ("common", "norm", "norm_grad", "instance")
+    monkeypatch.setattr(cuda, "SOURCES", [path for path in cuda.SOURCES if path.stem in wanted])
     entries, started = emulated.entries(cuda.source(), arch), []
-    monkeypatch.setattr(norms_cuda, "start", emulated.starter(entries, started))
+    for module in (norms_cuda, instance_cuda):
+        monkeypatch.setattr(module, "start", emulated.starter(entries, started))
     for dtype in TOLERANCE:
         for shape, domains in CASES[:5]:
             for count in (1, 2):
                 check(shape, domains, count, dtype)
-    assert set(started) == set(entries) == set(KERNELS)
+        for shape, _ in CASES[1:4]:
+            check_instances(shape, dtype)
+    assert set(started) == set(entries) == {*NORMS, *INSTANCES}
 
 
 # ---- registered operators ----
+
+@pytest.mark.parametrize("styled", [False, True])
+def test_gradients_of_the_instance_operator(styled):
+    x, residual = (torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    styles = torch.randn(2, 6, dtype=torch.float64, requires_grad=True) if styled else None
+    assert torch.autograd.gradcheck(lambda *given: instance_cuda.normalise_instances(*given, 1e-5, 0.1)[0],
+                                    (x, styles, residual))
+    torch.library.opcheck(instance_cuda.normalise_instances, (x, styles, residual, 1e-5, 0.1))
+    x, styles = x.detach(), None if styles is None else styles.detach()
+    torch.library.opcheck(instance_cuda.normalise_instances_backward, (x, x, torch.rand(2, 2, 3).double(), styles, 0.1))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(6)], ids=str)
+def test_styled_is_the_reference_layer(forced_cupy, norm):
+    adain, h, z = AdaIN(6), torch.randn(5, 6, 3, 4, requires_grad=True), torch.randn(5, 2)
+    found = []
+    for backend in ("cupy", "reference"):
+        own = copy.deepcopy(norm)
+        y = styled(h, z, adain, own, 0.01, backend)
+        learnt = [h, *adain.parameters(), *own.parameters()]
+        found.append([y, *torch.autograd.grad(y.square().sum(), learnt), *own.buffers()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 def method_inputs(dtype=torch.float64, count=2, shape=(4, 3, 2, 3), **options):
     images, gammas, betas, weights, _ = make_inputs(shape, count, dtype)
@@ -132,7 +185,7 @@ def test_gradients_of_the_operator(count, domains):
 
     def image(*tensors):
         parts = [list(tensors[i * count:(i + 1) * count]) for i in range(3)]
-        return norms_cuda.normalise_branches(*parts, *(tensors[3 * count:] or (None,)), EPS[:count], domains)[0]
+        return norms_cuda.normalise_branches(*parts, *(tensors[3 * count:] or (None,)), EPS[:count], 0.01, domains)[0]
 
     given = [*images, *gammas, *betas, *([] if weights is None else [weights])]
     assert torch.autograd.gradcheck(image, given)
@@ -144,14 +197,14 @@ def test_gradients_of_the_operator(count, domains):
 def test_registration(count, dtype):
     images, gammas, betas, weights = method_inputs(dtype, count)
     eps, statistics = EPS[:count], torch.rand(count, 2, 2, 3) + 1
-    torch.library.opcheck(norms_cuda.normalise_branches, (images, gammas, betas, weights, eps, 2))
+    torch.library.opcheck(norms_cuda.normalise_branches, (images, gammas, betas, weights, eps, 0.0, 2))
     plain = [[each.detach() for each in part] for part in (images, gammas, betas)]
     still = None if weights is None else weights.detach()
     for learns in (False, True):
         torch.library.opcheck(norms_cuda.normalise_branches_backward,
-                              (plain[0][0], *plain, still, statistics, eps, learns))
+                              (plain[0][0], *plain, still, statistics, eps, 0.01, learns))
     running = [list(statistics[:, k, 0].clone()) for k in range(2)]
-    torch.library.opcheck(norms_cuda.apply_norms, (*plain, *running, still, eps))
+    torch.library.opcheck(norms_cuda.apply_norms, (*plain, *running, still, eps, 0.01))
     torch.library.opcheck(norms_cuda.advance_statistics, (statistics, *running, [torch.tensor(5)] * count,
                                                           [-1] * count, [0.1] * count, 12))
 
