@@ -23,7 +23,8 @@ class GeneratorStage(nn.Module):
         self.spatial = SpatialBranch(in_channels, out_channels, backend) if spatial else None
 
     def forward(self, h: Tensor) -> Tensor:
-        return sum(branch(h) for branch in (self.spectral, self.spatial) if branch is not None)
+        first, *others = (branch(h) for branch in (self.spectral, self.spatial) if branch is not None)
+        return sum(others, first)
 
 
 class Generator(nn.Module):

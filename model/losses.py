@@ -27,9 +27,9 @@ def js_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:
 
     Symmetric, zero for equal arguments and at most log 2, so that a maximiser cannot run away with it.
     """
-    log_p, log_q = augmented.log_softmax(1), mixed.log_softmax(1)
-    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
-    return sum(functional.kl_div(log_mean, each, reduction="batchmean", log_target=True) for each in (log_p, log_q)) / 2
+    logs = torch.stack([augmented, mixed]).log_softmax(2)                                 # [2, N, K]
+    log_mean = (torch.logaddexp(*logs) - math.log(2)).expand_as(logs)
+    return (functional.kl_div(log_mean, logs, reduction="none", log_target=True).sum((1, 2)) / len(augmented)).sum() / 2
 
 
 def released_consistency(augmented: Tensor, mixed: Tensor) -> Tensor:

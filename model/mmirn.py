@@ -51,13 +51,13 @@ class MMIRN(nn.Module):
         """[N, B, P, P] -> one [N, D_l] per tapped layer, in order of depth.
 
         `compact` gives vectors with the same inner products: the pixels that layer 0 repeats come once, times the root
-        of how often; on a CPU the features of a layer come in another order, from fewer and larger operations.
+        of how often; with kernels the features of a layer come in another order, from fewer and larger operations.
         """
         if not compact:
             return [h.flatten(1) for h in self.layer_outputs(x).values()]
         outputs = self.outputs_by(x)(x)
         if 0 in outputs:
-            outputs[0] = x * repetitions(x.shape[-1], x.device).to(x.dtype).sqrt()
+            outputs[0] = x * root_repetitions(x.shape[-1], x.device, x.dtype)
         return [h.flatten(1) for h in outputs.values()]
 
     def outputs_by(self, x: Tensor) -> Callable[[Tensor], dict[int, Tensor]]:
@@ -68,7 +68,8 @@ class MMIRN(nn.Module):
         return ways.get(backend, self.layer_outputs)
 
     def cuda_outputs(self, x: Tensor) -> dict[int, Tensor]:
-        """`layer_outputs` with norm, ReLU and residual in one operation (model/ops/instance.cu)."""
+        """`layer_outputs` seen with the channels last, [N, H_l, W_l, C_l]; norm, ReLU and residual in one operation
+        (model/ops/instance.cu)."""
         outputs, h = {}, x
         for i, layer in enumerate(self.model):
             if isinstance(layer, nn.InstanceNorm2d):
@@ -79,7 +80,7 @@ class MMIRN(nn.Module):
             elif not isinstance(layer, nn.ReLU):
                 h = layer(h)
             if i in self.taps:
-                outputs[i] = h
+                outputs[i] = h.permute(0, 2, 3, 1)
         return outputs
 
     def fused_outputs(self, x: Tensor) -> dict[int, Tensor]:
@@ -129,9 +130,11 @@ def tap_table(height: int, width: int, size: int, border: str) -> Tensor:
         return functional.unfold(around, size).transpose(0, 1).flatten(1).contiguous()
 
 
-def repetitions(size: int, device: torch.device) -> Tensor:
-    """How often layer 0's reflection repeats each pixel of a patch: [P, P]."""
-    once = torch.arange(size, dtype=torch.float32, device=device)[None]
-    padded = functional.pad(once, (PADDING, PADDING), mode="reflect")                         # [1, P + 6]
-    count = (padded.T == once).sum(0)
-    return torch.outer(count, count)
+@functools.cache
+def root_repetitions(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The root of how often layer 0's reflection repeats each pixel of a patch: [P, P]."""
+    with torch.inference_mode(False), torch.no_grad():             # it is kept, whoever asks first
+        once = torch.arange(size, dtype=torch.float32, device=device)[None]
+        padded = functional.pad(once, (PADDING, PADDING), mode="reflect")                     # [1, P + 6]
+        count = (padded.T == once).sum(0)
+        return torch.outer(count, count).to(dtype).sqrt()

@@ -6,7 +6,7 @@ Once per batch: generate, mix, min step (discriminator), max step (generators an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -25,7 +25,7 @@ from model.mmirn import MMIRN
 from model.ops import resolve_backend
 from model.seeding import Streams
 from model.settings import Settings
-from model.spectra import PROJECTIONS, PhysicalBranch
+from model.spectra import PROJECTIONS, PhysicalBranch, free_spectra
 from model.states import buffers_kept, frozen, statistics_frozen, statistics_in_order
 
 ONE_PASS = {False: 2 ** 21, True: 2 ** 26}      # on CUDA? -> most values of a layer of F for all domains together
@@ -119,14 +119,23 @@ class S2AMSnet(Method):
                  ) -> dict[str, Tensor]:
         """The generated domains, then the mixed ones: name -> [N, B, P, P].  Without its draws the physical branch
         rests."""
-        domains = {}
-        for i, (name, z) in enumerate(zip(self.names, noise.split(STAGES))):
-            seen = self.physical(x, *(drawn[i] for drawn in physics)) if physics else x
-            domains[name] = self.project(self.generators[name](seen, z))
+        seen = [x] * len(self.names)
+        if physics:
+            seen = self.each(self.physical, seen, *physics)
+        made = self.each(self.project, [self.generators[name](image, z)
+                                        for name, image, z in zip(self.names, seen, noise.split(STAGES))])
+        domains = dict(zip(self.names, made))
         if self.mixing:
-            domains |= {f"{name}_mix": self.project(mix(domains[name], x, lam))
-                        for name, lam in zip(self.names, lambdas)}
+            mixed = self.each(self.project, [mix(image, x, lam) for image, lam in zip(made, lambdas)])
+            domains |= zip((f"{name}_mix" for name in self.names), mixed)
         return domains
+
+    def each(self, function: Callable[..., Tensor], *images: Sequence[Tensor]) -> Sequence[Tensor]:
+        """A function that works patch by patch, on each of the images; where starting an operation costs more than a copy,
+        on all of them as one batch."""
+        if self.backend != "cupy" or function is free_spectra:
+            return [function(*each) for each in zip(*images)]
+        return function(*(torch.cat(list(each)) for each in images)).chunk(len(images[0]))
 
     def step_min(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update F on the detached domains: Σ CE(F(u), y) + C."""
@@ -144,14 +153,19 @@ class S2AMSnet(Method):
     def min_terms(self, y: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """The min step's terms before weights: ce_<domain> each, consistency_min = C; absent where ablated."""
         logits = self.classify({name: image.detach() for name, image in images.items()})
-        terms = {f"ce_{name}": functional.cross_entropy(z, y) for name, z in logits.items()}
+        if self.backend == "cupy":                          # with fewer operations
+            each = functional.cross_entropy(torch.cat(list(logits.values())), y.repeat(len(logits)), reduction="none")
+            terms = dict(zip((f"ce_{name}" for name in logits), each.view(len(logits), -1).mean(1)))
+        else:
+            terms = {f"ce_{name}": functional.cross_entropy(z, y) for name, z in logits.items()}
         consistency = self.consistency(logits)
         return terms if consistency is None else terms | {"consistency_min": consistency}
 
     def min_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """L_min = Σ CE + consistency_weight·C; the source's CE, where it is there, times source_weight."""
         weights = {"consistency_min": self.settings.consistency_weight, "ce_source": self.settings.source_weight}
-        return sum(weights.get(name, 1.0) * term for name, term in terms.items())
+        first, *others = (weights[name] * term if weights.get(name, 1.0) != 1 else term for name, term in terms.items())
+        return sum(others, first)
 
     def step_max(self, x: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update G and M through the frozen F: −C + Σ MI(x, x̂), each with its weights.
@@ -206,14 +220,18 @@ class S2AMSnet(Method):
         """L_max = −consistency_weight·adversarial_weight·C + mi_weight·MI over the terms that are there."""
         s = self.settings
         signed = {"consistency_max": -s.consistency_weight * s.adversarial_weight, "mi": s.mi_weight}
-        nothing = torch.zeros((), device=self.device)
-        return sum((signed[name] * term for name, term in terms.items()), nothing)
+        if not terms:
+            return torch.zeros((), device=self.device)
+        first, *others = (signed[name] * term if signed[name] != 1 else term for name, term in terms.items())
+        return sum(others, first)
 
     def consistency(self, logits: dict[str, Tensor]) -> Tensor | None:
         """C = D(F(x̂_a) ‖ F(x̂_b^mix)) + D(F(x̂_b) ‖ F(x̂_a^mix)), over the pairs that are there; None if none is."""
-        terms = [self.consistency_term(logits[augmented], logits[mixed]) for augmented, mixed in self.pairs
-                 if augmented in logits]
-        return sum(terms) if terms else None
+        pairs = [(logits[augmented], logits[mixed]) for augmented, mixed in self.pairs if augmented in logits]
+        if len(pairs) > 1 and self.backend == "cupy":       # one batch, whose mean is that of theirs
+            return len(pairs) * self.consistency_term(*map(torch.cat, zip(*pairs)))
+        terms = [self.consistency_term(*pair) for pair in pairs]
+        return sum(terms[1:], terms[0]) if terms else None
 
     def classify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """F's logits [N, K] of every image; with batchnorm_batches 'joint' in one batch that shares statistics."""
@@ -231,7 +249,11 @@ class S2AMSnet(Method):
     @property
     def plain(self) -> bool:
         """Whether the backend is the reference, which follows the equations to the letter."""
-        return resolve_backend(self.settings.backend, self.device) == "reference"
+        return self.backend == "reference"
+
+    @property
+    def backend(self) -> str:
+        return resolve_backend(self.settings.backend, self.device)
 
     def coupled_passes(self, images: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The images in groups that the loss couples through C.

@@ -160,17 +160,17 @@ class Method(nn.Module):
         self.averaged_steps += 1
         done = float(self.averaged_steps)
         keep = min(self.settings.weight_averaging, (1 + done) / (10 + done))
-        own, trained, counts = self.averaged_pairs
+        own, trained, counts, values = self.averaged_pairs
         torch._foreach_lerp_(own, trained, 1 - keep)
-        for count, value in counts:
-            count.copy_(value)
+        if counts:
+            torch._foreach_copy_(counts, values)
 
     @cached_property
-    def averaged_pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """The averaged discriminator's floating-point tensors, the trained one's, and the pairs of all others."""
-        pairs = list(zip(self.averaged.state_dict().values(), self.discriminator.state_dict().values()))
-        own, trained = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
-        return list(own), list(trained), [pair for pair in pairs if not pair[0].is_floating_point()]
+    def averaged_pairs(self) -> tuple[list[Tensor], ...]:
+        """The averaged discriminator's floating-point tensors, the trained one's, and of both all others."""
+        states = self.averaged.state_dict().values(), self.discriminator.state_dict().values()
+        return tuple([value for value in state if value.is_floating_point() == wanted]
+                     for wanted in (True, False) for state in states)
 
     @contextmanager
     def evaluating(self, clean: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
