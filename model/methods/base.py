@@ -115,7 +115,7 @@ class Method(nn.Module):
             lr = torch.tensor(lr, device=self.streams.noise.device)         # a captured step reads it at every replay
         self.optimisers[name] = Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
                                      capturable=self.settings.cuda_graph,
-                                     fused=True if self.device.type == "cpu" else None)
+                                     fused=True if self.device.type in Adam.FUSED else None)
         return self.optimisers[name]
 
     def begin_run(self) -> dict[str, str]:

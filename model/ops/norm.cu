@@ -146,22 +146,16 @@ template <typename Sum> struct Running {
 };
 
 // Running statistics moved towards those of each domain, one after the other, with the unbiased variance.
-template <typename Sum>
-__device__ void norm_advance(const Sum* __restrict__ statistics, const Running<Sum>& first, const Running<Sum>& second,
-                             int count, const Rows& r) {
-    const Index one = static_cast<Index>(r.domains) * r.channels;
+template <typename T, typename Sum>
+__device__ void advance(const Branch<T>& branch, const Running<Sum>& running, const Rows& r) {
     const Sum unbiased = static_cast<Sum>(r.rows > 1 ? static_cast<Wide>(r.rows) / (r.rows - 1) : 1);
-    for (unsigned index = first_index(); index < count * r.channels; index += index_step()) {
-        const unsigned branch = index / r.channels, channel = index % r.channels;
-        Running<Sum> running = first;
-        if (branch) running = second;
-        const Sum* now = statistics + branch * 2 * one + channel;
+    for (unsigned channel = first_index(); channel < r.channels; channel += index_step()) {
         Sum mean = running.mean[channel], variance = running.variance[channel];
-        for (int domain = 0; domain < r.domains; ++domain, now += r.channels) {
-            const Index batch = running.before + domain + 1;
+        for (int domain = 0; domain < r.domains; ++domain) {
+            const Index at = static_cast<Index>(domain) * r.channels + channel, batch = running.before + domain + 1;
             const Sum share = static_cast<Sum>(running.before < 0 ? running.momentum : 1 / static_cast<Wide>(batch));
-            mean += share * (now[0] - mean);
-            variance += share * (now[one] * unbiased - variance);
+            mean += share * (branch.mean[at] - mean);
+            variance += share * (branch.variance[at] * unbiased - variance);
         }
         running.mean[channel] = mean;
         running.variance[channel] = variance;
@@ -218,13 +212,6 @@ __device__ void norm_mix(const Branch<T> (&branches)[kBranches], const typename 
     extern "C" __global__ void norm_finish_moments_##NAME(const Wide* __restrict__ partial,                           \
                                                           SUM* __restrict__ statistics, NORM_SIZES) {                 \
         norm_finish_moments<SUM>(partial, statistics, count, NORM_ROWS);                                              \
-    }                                                                                                                 \
-    extern "C" __global__ void norm_advance_##NAME(const SUM* __restrict__ statistics, SUM* mean0, SUM* variance0,    \
-                                                   Index* batches0, SUM* mean1, SUM* variance1, Index* batches1,      \
-                                                   NORM_SIZES, Index before0, Index before1, Wide momentum0,          \
-                                                   Wide momentum1) {                                                  \
-        norm_advance<SUM>(statistics, {mean0, variance0, batches0, before0, momentum0},                               \
-                          {mean1, variance1, batches1, before1, momentum1}, count, NORM_ROWS);                        \
     }
 
 #define NORM_IMAGES(V, NAME, T, SUM)                                                                                  \
@@ -232,9 +219,15 @@ __device__ void norm_mix(const Branch<T> (&branches)[kBranches], const typename 
                                                         Wide* __restrict__ partial, NORM_SIZES) {                     \
         norm_moments<T, V>(x0, x1, partial, count, NORM_ROWS);                                                        \
     }                                                                                                                 \
-    extern "C" __global__ void norm_mix##V##_##NAME(NORM_BRANCHES(T, SUM), const SUM* __restrict__ weights,           \
-                                                    T* __restrict__ y, NORM_SIZES, Wide eps0, Wide eps1, Wide leak) { \
+    extern "C" __global__ void norm_mix##V##_##NAME(                                                                  \
+        NORM_BRANCHES(T, SUM), const SUM* __restrict__ weights, SUM* running_mean0, SUM* running_variance0,           \
+        Index* batches0, SUM* running_mean1, SUM* running_variance1, Index* batches1, T* __restrict__ y, NORM_SIZES,  \
+        Index before0, Index before1, Wide eps0, Wide eps1, Wide leak, Wide momentum0, Wide momentum1) {              \
         NORM_TABLE(T);                                                                                                \
+        const Running<SUM> first = {running_mean0, running_variance0, batches0, before0, momentum0};                  \
+        const Running<SUM> second = {running_mean1, running_variance1, batches1, before1, momentum1};                 \
+        if (first.mean) advance(branches[0], first, NORM_ROWS);                                                       \
+        if (first.mean && count > 1) advance(branches[1], second, NORM_ROWS);                                         \
         norm_mix<T, V>(branches, weights, y, count, NORM_ROWS, leak);                                                 \
     }
 

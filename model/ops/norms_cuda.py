@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from model.ops import norms_reference as reference
 from model.ops.cuda import pack_of, start
@@ -18,6 +19,7 @@ from model.ops.cuda import pack_of, start
 BRANCHES = 2
 MOST_SLICES = 256         # parts of a domain's rows, whose sums one thread adds up
 ROWS_SUMMED, ROWS_MAPPED = 16, 8          # of a thread, where there are few of them
+KERNELS = {"s2amsnet::normalise_branches": 3, "s2amsnet::normalise_branches_backward": 3}     # all others start one
 
 
 def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], weights: Tensor | None,
@@ -34,21 +36,61 @@ def norm_relu_sum(inputs: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d], wei
                                  ("running_mean", "running_var", "num_batches_tracked"))
     if not norms[0].training:
         return apply_norms(inputs, gammas, betas, means, variances, weights, eps, leak)
-    y, statistics = normalise_branches(inputs, gammas, betas, weights, eps, leak, domains)
     before = [count.item() if norm.momentum is None else -1 for norm, count in zip(norms, batches)]
-    advance_statistics(statistics, means, variances, batches, before, [norm.momentum or 0.0 for norm in norms],
-                       inputs[0].numel() // statistics[0, 0].numel())
-    return y
+    momenta = [norm.momentum or 0.0 for norm in norms]
+    return _NormReluSum.apply(len(norms), eps, leak, domains, before, momenta, weights,
+                              *inputs, *gammas, *betas, *means, *variances, *batches)
+
+
+class _NormReluSum(torch.autograd.Function):
+    """Training mode.  PyTorch takes no gradient of an operator that changes its arguments, as running statistics are."""
+
+    @staticmethod
+    def forward(ctx, count: int, eps: list[float], leak: float, domains: int, before: list[int], momenta: list[float],
+                weights: Tensor | None, *tensors: Tensor) -> Tensor:
+        parts = inputs, gammas, betas, *running = [list(tensors[i:i + count]) for i in range(0, len(tensors), count)]
+        y, statistics = normalise_branches(inputs, gammas, betas, weights, *running, before, momenta, eps, leak, domains)
+        ctx.save_for_backward(statistics, weights, *(tensor for part in parts[:3] for tensor in part))
+        ctx.eps, ctx.leak, ctx.learns = eps, leak, ctx.needs_input_grad[6] or any(ctx.needs_input_grad[7 + count:])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        statistics, weights, *saved = ctx.saved_tensors
+        count = len(statistics)
+        inputs, gammas, betas = (saved[i:i + count] for i in range(0, 3 * count, count))
+        found = normalise_branches_backward(grad, inputs, gammas, betas, weights, statistics, ctx.eps, ctx.leak,
+                                            ctx.learns)
+        none = [None] * count
+        gradients, through_weights = [*found[:count], *none, *none], None
+        if ctx.learns:
+            parameters, through_weights = found[count], None if weights is None else found[count + 1]
+            gradients[count:] = [*parameters[:, 0], *parameters[:, 1]]
+        return None, None, None, None, None, None, through_weights, *gradients, *none, *none, *none
 
 
 # ---- operators ----
 
-@torch.library.custom_op("s2amsnet::normalise_branches", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("s2amsnet::normalise_branches", mutates_args=("means", "variances", "batches"),
+                         device_types="cpu")
 def normalise_branches(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], weights: Tensor | None,
-                       eps: list[float], leak: float, domains: int) -> tuple[Tensor, Tensor]:
+                       means: list[Tensor], variances: list[Tensor], batches: list[Tensor], before: list[int],
+                       momenta: list[float], eps: list[float], leak: float, domains: int) -> tuple[Tensor, Tensor]:
     """Training mode: inputs [N,C,H,W], parameters [C], weights [branches] -> image [N,C,H,W], and the statistics
-    [branches,2,domains,C] that it is made with (mean, biased variance)."""
+    [branches,2,domains,C] that it is made with (mean, biased variance).
+
+    Each norm's running statistics (means, variances [C]) move towards those of each domain, one after the other, and its
+    batches are counted.  before: its batches so far, where its statistics are plain averages, else -1.
+    """
     statistics = torch.stack([reference.domain_statistics(x, domains) for x in inputs])
+    rows = inputs[0].numel() // statistics[0, 0].numel()
+    for b, measured in enumerate(statistics):
+        for domain, (mean, variance) in enumerate(measured.unbind(1)):
+            share = momenta[b] if before[b] < 0 else 1 / (before[b] + domain + 1)
+            means[b] += share * (mean - means[b])
+            variances[b] += share * (variance * (rows / max(rows - 1, 1)) - variances[b])
+        batches[b] += domains
     return pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps, leak)), statistics
 
 
@@ -69,22 +111,8 @@ def apply_norms(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor],
     return pixels(reference.norm_relu_sum(inputs, gammas, betas, statistics, weights, eps, leak))
 
 
-@torch.library.custom_op("s2amsnet::advance_statistics", mutates_args=("means", "variances", "batches"),
-                         device_types="cpu")
-def advance_statistics(statistics: Tensor, means: list[Tensor], variances: list[Tensor], batches: list[Tensor],
-                       before: list[int], momenta: list[float], rows: int) -> None:
-    """Move the running statistics [C] of the branches' norms towards those of each domain of so many rows, and count
-    its batches.  before: a norm's batches so far, where its statistics are plain averages, else -1."""
-    for b, measured in enumerate(statistics):
-        for domain, (mean, variance) in enumerate(measured.unbind(1)):
-            share = momenta[b] if before[b] < 0 else 1 / (before[b] + domain + 1)
-            means[b] += share * (mean - means[b])
-            variances[b] += share * (variance * (rows / max(rows - 1, 1)) - variances[b])
-        batches[b] += statistics.shape[2]
-
-
 @normalise_branches.register_fake
-def _(inputs, gammas, betas, weights, eps, leak, domains):
+def _(inputs, gammas, betas, weights, means, variances, batches, before, momenta, eps, leak, domains):
     statistics = gammas[0].new_empty(len(inputs), 2, domains, inputs[0].shape[1])
     return pixels(torch.empty_like(inputs[0])), statistics
 
@@ -97,31 +125,6 @@ def _(grad, inputs, gammas, betas, weights, statistics, eps, leak, learns):
 @apply_norms.register_fake
 def _(inputs, gammas, betas, means, variances, weights, eps, leak):
     return pixels(torch.empty_like(inputs[0]))
-
-
-def _save_inputs(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    images, gammas, betas, weights, ctx.eps, ctx.leak, _ = inputs
-    ctx.save_for_backward(output[1], weights, *images, *gammas, *betas)
-    ctx.learns = any(tensor is not None and tensor.requires_grad for tensor in (weights, *gammas, *betas))
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad: Tensor | None, _: None) -> tuple:
-    statistics, weights, *saved = ctx.saved_tensors
-    count = len(statistics)
-    if grad is None:
-        return *([[None] * count] * 3), None, None, None, None
-    inputs, gammas, betas = saved[:count], saved[count:2 * count], saved[2 * count:]
-    found = normalise_branches_backward(grad, inputs, gammas, betas, weights, statistics, ctx.eps, ctx.leak, ctx.learns)
-    if not ctx.learns:
-        return found, [None] * count, [None] * count, None, None, None, None
-    *grads, parameters, through_weights = found
-    return (grads, [each[0] for each in parameters], [each[1] for each in parameters],
-            None if weights is None else through_weights, None, None, None)
-
-
-normalise_branches.register_autograd(_backward, setup_context=_save_inputs)
 
 
 # ---- starting the kernels ----
@@ -159,11 +162,21 @@ class _Call:
         """Parts of a domain's rows, of so many rows at least, or of more where there would be too many parts."""
         return max(1, min(most, -(-self.rows // rows)))
 
-    def images(self, name: str, tensors: list[Tensor | None], slices: int, numbers: tuple = (),
+    def mix(self, branches: list[Tensor], weights: Tensor | None, running: list[Tensor | None], leak: float,
+            before: list[int], momenta: list[float]) -> Tensor:
+        """The image of branches whose statistics are there; where running ones are given, they move."""
+        y = torch.empty_like(self.inputs[0])
+        numbers = (*self.eps, np.float64(leak), *map(np.float64, self.paired(momenta)))
+        self.images("norm_mix", [*branches, weights, *running, y], self.slices(ROWS_MAPPED, self.rows), numbers,
+                    sizes=self.paired(before))
+        return y
+
+    def images(self, name: str, tensors: list[Tensor | None], slices: int, numbers: tuple = (), sizes: tuple = (),
                passes: int = 1) -> None:
         """Start a kernel whose threads take packs of channels of a slice's rows."""
-        pack = pack_of("norms", (self.channels,), [*self.inputs, *(t for t in tensors if t is not None)])
-        start(f"{name}{pack}_{self.dtype}", tensors, (self.count, self.domains, self.channels, slices, self.rows),
+        floating = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
+        pack = pack_of("norms", (self.channels,), [*self.inputs, *floating])
+        start(f"{name}{pack}_{self.dtype}", tensors, (self.count, self.domains, self.channels, slices, self.rows, *sizes),
               passes * self.domains * slices * (self.channels // pack), numbers)
 
     def entries(self, name: str, tensors: list[Tensor], slices: int, work: int, numbers: tuple = ()) -> None:
@@ -179,28 +192,25 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 @normalise_branches.register_kernel("cuda")
 def launch_normalise(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], weights: Tensor | None,
-                     eps: list[float], leak: float, domains: int) -> tuple[Tensor, Tensor]:
+                     means: list[Tensor], variances: list[Tensor], batches: list[Tensor], before: list[int],
+                     momenta: list[float], eps: list[float], leak: float, domains: int) -> tuple[Tensor, Tensor]:
     call = _Call(inputs, domains, eps)
     slices = call.slices(ROWS_SUMMED, MOST_SLICES)
     statistics = gammas[0].new_empty(call.count, 2, domains, call.channels)
     partial = statistics.new_empty(call.count, domains, slices, 2, call.channels, dtype=torch.float64)
     call.images("norm_moments", [*call.paired(call.inputs), partial], slices, passes=call.count)
     call.entries("norm_finish_moments", [partial, statistics], slices, statistics[:, 0].numel())
-    return _launch_mix(call, gammas, betas, statistics[:, 0], statistics[:, 1], weights, leak), statistics
+    branches = call.branches(call.inputs, gammas, betas, statistics[:, 0], statistics[:, 1])
+    running = [tensor for each in call.paired(list(zip(means, variances, batches))) for tensor in each]
+    return call.mix(branches, weights, running, leak, before, momenta), statistics
 
 
 @apply_norms.register_kernel("cuda")
 def launch_apply(inputs: list[Tensor], gammas: list[Tensor], betas: list[Tensor], means: list[Tensor],
                  variances: list[Tensor], weights: Tensor | None, eps: list[float], leak: float) -> Tensor:
-    return _launch_mix(_Call(inputs, 1, eps), gammas, betas, means, variances, weights, leak)
-
-
-def _launch_mix(call: _Call, gammas: Sequence[Tensor], betas: Sequence[Tensor], means: Sequence[Tensor],
-                variances: Sequence[Tensor], weights: Tensor | None, leak: float) -> Tensor:
-    y = torch.empty_like(call.inputs[0])
-    call.images("norm_mix", [*call.branches(call.inputs, gammas, betas, means, variances), weights, y],
-                call.slices(ROWS_MAPPED, call.rows), (*call.eps, np.float64(leak)))
-    return y
+    call = _Call(inputs, 1, eps)
+    return call.mix(call.branches(call.inputs, gammas, betas, means, variances), weights, [None] * 3 * BRANCHES, leak,
+                    [-1], [0.0])
 
 
 @normalise_branches_backward.register_kernel("cuda")
@@ -219,13 +229,3 @@ def launch_backward(grad: Tensor, inputs: list[Tensor], gammas: list[Tensor], be
     call.images("norm_gradients", [grad, *branches, weights, sums, *parameters, *call.paired(found[:call.count])],
                 call.slices(ROWS_MAPPED, call.rows), (*call.eps, np.float64(leak)))
     return found
-
-
-@advance_statistics.register_kernel("cuda")
-def launch_advance(statistics: Tensor, means: list[Tensor], variances: list[Tensor], batches: list[Tensor],
-                   before: list[int], momenta: list[float], rows: int) -> None:
-    count, _, domains, channels = statistics.shape
-    running = [tensor for parts in zip(means, variances, batches) for tensor in parts]
-    start(f"norm_advance_{str(statistics.dtype).removeprefix('torch.')}", [statistics, *(2 * running)[:3 * BRANCHES]],
-          (count, domains, channels, 1, rows, *(2 * before)[:BRANCHES]), count * channels,
-          tuple(map(np.float64, (2 * momenta)[:BRANCHES])))

@@ -35,20 +35,32 @@ def measure(folder: Path, points: Sequence[Sizes], repeats: int, precision: str)
 
     Raises ConfigError if the folder holds no program of this project.
     """
-    if not (folder / "main.py").is_file():
-        raise ConfigError(f"{folder} holds no main.py: name the folder of another version, such as a git worktree.")
+    checked(folder)
     rows, live = [], sys.stderr.isatty()
     with tqdm(total=len(points) * len(WORK) * repeats, desc="against", unit="turn", dynamic_ncols=True,
               mininterval=0.1 if live else PATIENT_BAR) as bar:
         for sizes in points:
-            for name, (method, recipe) in WORK.items():
+            for name in WORK:
                 bar.set_postfix_str(name, refresh=live)
-                settings = {"recipe": recipe, "pro_dim": sizes.pro_dim, "GIN_ch": sizes.GIN_ch, "precision": precision}
-                work = {"method": method, "settings": settings, "bands": sizes.bands, "patch_size": sizes.patch_size,
-                        "batch_size": sizes.batch_size}
-                with stepper(ROOT, work) as here, stepper(folder, work) as there:
+                given = work(name, sizes, precision)
+                with stepper(ROOT, given) as here, stepper(folder, given) as there:
                     rows.append({"name": name, "sizes": asdict(sizes), **_in_turns(here, there, repeats, bar)})
     return {"against": str(folder), "precision": precision, "rows": rows}
+
+
+def checked(folder: Path) -> Path:
+    """The folder.  Raises ConfigError if it holds no program of this project."""
+    if not (folder / "main.py").is_file():
+        raise ConfigError(f"{folder} holds no main.py: name the folder of another version, such as a git worktree.")
+    return folder
+
+
+def work(name: str, sizes: Sizes, precision: str, **settings: Any) -> dict[str, Any]:
+    """What a stepper is told of a row and the sizes."""
+    method, recipe = WORK[name]
+    chosen = {"recipe": recipe, "pro_dim": sizes.pro_dim, "GIN_ch": sizes.GIN_ch, "precision": precision, **settings}
+    return {"method": method, "settings": chosen, "bands": sizes.bands, "patch_size": sizes.patch_size,
+            "batch_size": sizes.batch_size}
 
 
 def _in_turns(here: subprocess.Popen, there: subprocess.Popen, repeats: int, bar: tqdm) -> dict[str, Any]:

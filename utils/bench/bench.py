@@ -17,7 +17,7 @@ import torch
 from model.errors import ConfigError
 from model.mmirn import MIN_PATCH
 from model.ops import resolve_backend
-from utils.bench import against, growth, layouts, table, workloads
+from utils.bench import against, growth, launches, layouts, table, workloads
 from utils.bench.measure import Variant, alternate
 from utils.bench.workloads import Sizes, Way
 from utils.figures import sheet
@@ -48,9 +48,10 @@ class BenchConfig:
         sweep: measure the growth over batch, bands, patch and width instead.
         layouts: measure the training step in both memory layouts and every precision, on a GPU also captured, instead.
         against: folder of another version of this program: measure the training steps of both in turns instead.
+        launches: count what training steps start on a GPU instead, with --against in both versions; needs no GPU.
         out: folder of the JSON and the table; null = figure/bench, with --small runs/bench.
         insert: Markdown file whose part between <!-- FOLDER/NAME --> and <!-- /FOLDER/NAME --> the table replaces;
-            FOLDER is that of --out, NAME is speed, growth, layouts or against.
+            FOLDER is that of --out, NAME is speed, growth, layouts, against or launches.
         repeats: timed repetitions; null = 2, with --full 5, with --sweep 3, with --against 5.
         threads: threads of PyTorch; null = as it chooses.
         patch_size: null = 13, in studies 5, with --against study 5 and 9.
@@ -70,6 +71,7 @@ class BenchConfig:
     sweep: bool = False
     layouts: bool = False
     against: Optional[Path] = None
+    launches: bool = False
     out: Optional[str] = None
     insert: Optional[Path] = None
     repeats: Optional[int] = None
@@ -93,7 +95,10 @@ def run_bench(config: BenchConfig, words: list[str]) -> None:
         torch.set_num_threads(config.threads)
     out = open_folder(Path(config.out or (SMALL_OUT if config.small else OUT)))
     result = {"made": conditions(device, config.backend, words), "sizes": asdict(sizes), "repeats": repeats}
-    if config.against:
+    if config.launches:
+        result |= launches.count(config.against, points(config, sizes), config.precision)
+        name, text = "launches", launches.text(result)
+    elif config.against:
         result |= against.measure(config.against, points(config, sizes), repeats, config.precision)
         name, text = "against", against.text(result)
     elif config.sweep:

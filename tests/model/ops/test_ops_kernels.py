@@ -18,7 +18,7 @@ INVOLUTIONS = [f"{op}_{layout}{pack}_{dtype}" for op in OPS for layout in ("plan
                for dtype, size in SIZES.items() for pack in cuda.PACKS[layout][size]]
 NORMS = [f"norm_{op}{pack}_{dtype}" for op in ("moments", "mix", "sums", "gradients")
          for dtype, size in SIZES.items() for pack in cuda.PACKS["norms"][size]]
-NORMS += [f"norm_{op}_{dtype}" for op in ("finish_moments", "advance", "finish_sums") for dtype in ("float32", "float64")]
+NORMS += [f"norm_{op}_{dtype}" for op in ("finish_moments", "finish_sums") for dtype in ("float32", "float64")]
 INSTANCES = [f"instance_norm{backward}_{dtype}" for backward in ("", "_backward") for dtype in SIZES]
 KERNELS = INVOLUTIONS + NORMS + INSTANCES + [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
 

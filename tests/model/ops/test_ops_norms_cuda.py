@@ -35,23 +35,21 @@ def make_inputs(shape, count, dtype, order=(0, 2, 3, 1)):
 
 def run_all(module, images, gammas, betas, weights, grad, domains):
     """What the three operators give: image, statistics, gradients; evaluation; running statistics and counts."""
-    forward, backward, apply, advance = module
+    forward, backward, apply = module
     count, channels, leak = len(images), images[0].shape[1], 0.1 * (len(images) - 1)
-    y, statistics = forward(images, gammas, betas, weights, EPS[:count], leak, domains)
+    running = [[torch.linspace(1, 2, channels).to(gammas[0]) for _ in range(count)] for _ in range(2)]
+    batches = [torch.tensor(5) for _ in range(count)]
+    y, statistics = forward(images, gammas, betas, weights, *running, batches, [-1, 5][:count], [0.1, 0.0][:count],
+                            EPS[:count], leak, domains)
     found = {"y": y, "statistics": statistics,
              "gradients": backward(grad, images, gammas, betas, weights, statistics, EPS[:count], leak, True),
              "of images": backward(grad, images, gammas, betas, weights, statistics, EPS[:count], leak, False)}
-    running = [[torch.linspace(1, 2, channels).to(gammas[0]) for _ in range(count)] for _ in range(2)]
     found["evaluated"] = apply(images, gammas, betas, *running, weights, EPS[:count], leak)
-    batches = [torch.tensor(5) for _ in range(count)]
-    rows = images[0].numel() // statistics[0, 0].numel()
-    advance(statistics, *running, batches, [-1, 5][:count], [0.1, 0.0][:count], rows)
     return found | {"running": running, "batches": batches}
 
 
-STARTERS = (norms_cuda.launch_normalise, norms_cuda.launch_backward, norms_cuda.launch_apply, norms_cuda.launch_advance)
-OPERATORS = (norms_cuda.normalise_branches, norms_cuda.normalise_branches_backward, norms_cuda.apply_norms,
-             norms_cuda.advance_statistics)
+STARTERS = (norms_cuda.launch_normalise, norms_cuda.launch_backward, norms_cuda.launch_apply)
+OPERATORS = (norms_cuda.normalise_branches, norms_cuda.normalise_branches_backward, norms_cuda.apply_norms)
 
 
 def check(shape, domains, count, dtype):
@@ -118,7 +116,8 @@ def test_float32_statistics_of_many_rows_are_accurate(on_host, spread, offset, f
     x = (offset + spread * torch.randn(64, 4, 40, 41, generator=torch.Generator().manual_seed(0)))
     x[0, :, 0, 0] += first
     ones = torch.ones(4)
-    _, statistics = norms_cuda.launch_normalise([x], [ones], [ones], None, [1e-5], 0.0, 2)
+    running = [[torch.ones(4)], [torch.ones(4)], [torch.tensor(0)], [-1], [0.1]]
+    _, statistics = norms_cuda.launch_normalise([x], [ones], [ones], None, *running, [1e-5], 0.0, 2)
     truth = norms_reference.domain_statistics(x.double(), 2)
     torch.testing.assert_close(statistics[0].double(), truth, rtol=2e-5, atol=1e-6 * spread)
 
@@ -180,13 +179,17 @@ def method_inputs(dtype=torch.float64, count=2, shape=(4, 3, 2, 3), **options):
 
 
 @pytest.mark.parametrize("count, domains", [(1, 1), (2, 2)])
-def test_gradients_of_the_operator(count, domains):
+def test_gradients_of_the_norms(forced_cupy, count, domains):
     images, gammas, betas, weights = method_inputs(count=count)
+    norms = [nn.BatchNorm2d(3).double() for _ in range(count)]
 
     def image(*tensors):
-        parts = [list(tensors[i * count:(i + 1) * count]) for i in range(3)]
-        return norms_cuda.normalise_branches(*parts, *(tensors[3 * count:] or (None,)), EPS[:count], 0.01, domains)[0]
+        for norm, gamma, beta in zip(norms, *(tensors[i * count:(i + 1) * count] for i in (1, 2))):
+            norm.weight, norm.bias = gamma, beta
+        return norms_cuda.norm_relu_sum(tensors[:count], norms, *(tensors[3 * count:] or (None,)), domains, 0.01)
 
+    for norm in norms:
+        del norm.weight, norm.bias
     given = [*images, *gammas, *betas, *([] if weights is None else [weights])]
     assert torch.autograd.gradcheck(image, given)
 
@@ -195,18 +198,17 @@ def test_gradients_of_the_operator(count, domains):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_registration(count, dtype):
-    images, gammas, betas, weights = method_inputs(dtype, count)
-    eps, statistics = EPS[:count], torch.rand(count, 2, 2, 3) + 1
-    torch.library.opcheck(norms_cuda.normalise_branches, (images, gammas, betas, weights, eps, 0.0, 2))
-    plain = [[each.detach() for each in part] for part in (images, gammas, betas)]
-    still = None if weights is None else weights.detach()
+    parts = [[each.detach() for each in part] for part in method_inputs(dtype, count)[:3]]
+    weights, eps = torch.tensor([0.3, 0.7]) if count == 2 else None, EPS[:count]
+    statistics = torch.rand(count, 2, 2, 3) + 1
+    running = [list(statistics[:, k, 0].clone()) for k in range(2)]
+    torch.library.opcheck(norms_cuda.normalise_branches,
+                          (*parts, weights, *running, [torch.tensor(5) for _ in parts[0]], [-1] * count, [0.1] * count,
+                           eps, 0.0, 2))
     for learns in (False, True):
         torch.library.opcheck(norms_cuda.normalise_branches_backward,
-                              (plain[0][0], *plain, still, statistics, eps, 0.01, learns))
-    running = [list(statistics[:, k, 0].clone()) for k in range(2)]
-    torch.library.opcheck(norms_cuda.apply_norms, (*plain, *running, still, eps, 0.01))
-    torch.library.opcheck(norms_cuda.advance_statistics, (statistics, *running, [torch.tensor(5)] * count,
-                                                          [-1] * count, [0.1] * count, 12))
+                              (parts[0][0], *parts, weights, statistics, eps, 0.01, learns))
+    torch.library.opcheck(norms_cuda.apply_norms, (*parts, *running, weights, eps, 0.01))
 
 
 def branches(momenta):
