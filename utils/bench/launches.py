@@ -14,7 +14,7 @@ from utils.bench.workloads import Sizes
 from utils.run.folder import ROOT
 from utils.text import markdown
 
-COUNTS = {"calls": "operators called", "working": "that work", "kernels": "kernels"}
+COUNTS = {"working": "operators", "kernels": "kernels"}         # as stepper.py counts them -> words of the table
 
 
 def count(folder: Path | None, points: Sequence[Sizes], precision: str) -> dict[str, Any]:
@@ -44,10 +44,10 @@ def text(result: dict[str, Any]) -> str:
                 "width": sizes["pro_dim"], "batch": sizes["batch_size"]}
         for kind, words in COUNTS.items():
             if there:
-                made |= {f"{words} before": f"{there[kind]:,}"}
-            made[f"{words} now" if there else words] = f"{here[kind]:,}"
-        if there:
-            made["fewer"] = f"{there['working'] / here['working']:.2f}×, {there['kernels'] / here['kernels']:.2f}×"
+                made |= {f"{words} before": f"{there[kind]:,}", f"{words} now": f"{here[kind]:,}",
+                         f"fewer {words}": f"{there[kind] / here[kind]:.2f}×"}
+            else:
+                made[words] = f"{here[kind]:,}"
         rows.append(made)
     made = pd.DataFrame(rows).set_index("method")
     return (f"{markdown(made, 'training step')}\n\nCounted on a CPU with the backend cupy, {result['precision']}. "

@@ -14,7 +14,8 @@ import json
 import sys
 import time
 
-sys.path[0] = sys.argv[1]
+if __name__ == "__main__":
+    sys.path[0] = sys.argv[1]
 
 from utils import process  # noqa: E402  first: it says how threads wait, before torch is there
 

@@ -11,9 +11,12 @@ from PIL import Image
 import main
 from conftest import batch, build
 from datasets.patches import PatchSampler, place
+from model.methods import Task, method_class
 from model.ops import gather_patches, reference
+from model.seeding import Streams
+from model.settings import Settings, resolve_switches
 from utils import process
-from utils.bench import against, baselines, bench, growth, layouts, measure, table, workloads
+from utils.bench import against, baselines, bench, growth, layouts, measure, stepper, table, workloads
 from utils.bench.measure import Stopwatch, Variant, alternate
 from utils.bench.workloads import Sizes, Way
 
@@ -290,6 +293,37 @@ def test_two_programs_are_compared_in_turns(tmp_path, capsys, monkeypatch):
     assert "| s2amsnet released" in (tmp_path / "against.md").read_text()
     assert main.main([*words, "--against", str(tmp_path)]) == 2
     assert "holds no main.py" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_two_programs_start_on_a_gpu_is_counted(tmp_path):
+    words = ["bench", "--small", "--gpu", "-1", "--threads", "1", "--out", str(tmp_path), "--launches"]
+    assert main.main([*words, "--against", str(main.process.__file__).rsplit("/utils", 1)[0]]) == 0
+    rows = json.loads((tmp_path / "launches.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == list(against.WORK)
+    for row in rows:
+        assert row["here"] == row["there"] and 50 < row["here"]["working"] < row["here"]["kernels"]
+    assert "| s2amsnet released" in (tmp_path / "launches.md").read_text()
+
+
+MOST = {"s2amsnet released": (632, 728), "s2amsnet paper": (604, 676), "s2amsnet robust": (739, 811), "erm": (93, 117)}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_step_starts_no_more_on_a_gpu_than_it_did(forced_cupy, name):
+    """Operators and kernels at study size: a step that starts more has lost a fused operator, or what makes one call of
+    several."""
+    given, (operators, kernels) = against.work(name, bench.STUDY, "float32", backend="cupy"), MOST[name]
+    chosen = Settings(method=given["method"], **given["settings"])
+    resolve_switches(chosen)
+    method = method_class(chosen.method)(Task(bench.STUDY.bands, 7, 5), chosen, Streams(0, CPU))
+    x, y = workloads.random_batch(8, bench.STUDY, CPU)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        method.update(x, y)
+    with stepper.Calls() as calls:
+        method.update(x, y)
+    assert operators - 20 < calls.working <= operators and calls.working < calls.kernels <= kernels
 
 
 def test_the_sizes_that_two_programs_are_compared_at():
