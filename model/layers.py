@@ -143,14 +143,15 @@ class AdaIN(nn.Module):
 
 def styled(h: Tensor, z: Tensor, adain: AdaIN, norm: nn.Module, leak: float, backend: str = "auto") -> Tensor:
     """leaky_relu(norm(adain(h, z)), leak), norm a BatchNorm or the identity: [N, C, H, W], noise [N, 2] -> [N, C, H, W]."""
-    batch_norm, kernels = norm if isinstance(norm, nn.BatchNorm2d) else None, resolve_backend(backend, h.device)
-    if takes_kernels([h], [*adain.parameters(), *norm.parameters()]) and (batch_norm is None or norm.training):
-        if kernels == "cpu" and h.dtype == torch.float32:
+    batch_norm = norm if isinstance(norm, nn.BatchNorm2d) else None
+    kernels, dtypes = NORMS.get(resolve_backend(backend, h.device), (None, ()))
+    if takes_kernels([h], [*adain.parameters(), *norm.parameters()], dtypes) and (batch_norm is None or norm.training):
+        if kernels is norms_cuda:
+            styles = adain.fc(z)
+            return (instance_cuda.instance_norm(h, styles, leak=leak) if batch_norm is None else
+                    norms_cuda.norm_relu_sum([instance_cuda.instance_norm(h, styles)], [norm], None, leak=leak))
+        if h.dtype == torch.float32:
             return norms_cpu.adaptive_norm(h, adain.fc(z), batch_norm, leak)
-        if kernels == "cupy" and batch_norm is None:
-            return instance_cuda.instance_norm(h, adain.fc(z), leak=leak)
-        if kernels == "cupy":
-            return norms_cuda.norm_relu_sum([instance_cuda.instance_norm(h, adain.fc(z))], [norm], None, leak=leak)
     return functional.leaky_relu(norm(adain(h, z)), leak)
 
 

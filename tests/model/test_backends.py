@@ -126,6 +126,17 @@ def test_every_phase_of_the_cpu_kernels_is_the_reference_phase(variant, seed):
         assert relative(value, true_values[name]) < (1e-3 if name == "spread" else 1e-5), name
 
 
+@pytest.mark.parametrize("variant", [{}, {"recipe": "paper"}, {"recipe": "robust"}, {"ablate": ["one_generator"]}], ids=str)
+def test_every_phase_with_the_cuda_operators_is_the_reference_phase(forced_cupy, variant):
+    """In float64, the kernels computed by their specification: what is called instead of what, and how it is put
+    together."""
+    ours, theirs = (phases(backend, variant, 0, torch.float64) for backend in ("cupy", "reference"))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-9)
+    for one, other in zip(ours[1:], theirs[1:]):
+        assert one.keys() == other.keys()
+        assert all(relative(one[name], other[name]) < 1e-8 for name in one), variant
+
+
 def one_step(backend, variant, seed=0, double=False, rounding=None):
     """Losses, gradients by network, and buffers of a method after one update, all from the same start.
 
