@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.ops import cpu, cuda, instance_cuda, involution, norms_cpu, norms_cuda, resolve_backend
 from model.ops.build import DTYPES
+from model.ops.taps_cuda import reorder_taps
 
 KERNEL_AREA = 9           # 3×3 involution
 GROUP_CHANNELS = 3        # channels that share one involution kernel
@@ -56,8 +57,7 @@ class Involution(nn.Module):
         """The kernels [N, G, 9, H, W] before their activation, neighbouring groups side by side in channels_last: the
         rows of the last convolution are put in the order [9, G]."""
         n, _, h, w = hidden.shape
-        weight, bias = (p.unflatten(0, (self.groups, KERNEL_AREA)).transpose(0, 1).flatten(0, 1)
-                        for p in (self.conv2.conv.weight, self.conv2.conv.bias))
+        weight, bias = reorder_taps(self.conv2.conv.weight, self.conv2.conv.bias, by_tap=True)
         kernel = functional.conv2d(hidden, weight, bias)
         return kernel.view(n, KERNEL_AREA, self.groups, h, w).transpose(1, 2)
 

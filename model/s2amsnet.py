@@ -99,7 +99,8 @@ class S2AMSnet(Method):
     def draw_noise(self, x: Tensor) -> Tensor:
         """z ~ N(0, I₂) per generator, stage and sample: [generators·3, N, 2]."""
         shape = (len(self.names) * STAGES, len(x), NOISE_DIM)
-        return self.noise_scale * torch.randn(shape, generator=self.streams.noise, device=x.device)
+        noise = torch.randn(shape, generator=self.streams.noise, device=x.device)
+        return noise if self.noise_scale == 1 else self.noise_scale * noise
 
     def draw_lambdas(self, n: int) -> Tensor:
         """λ ~ Beta(β, β) per generator, [generators], or per sample of n too, [generators, n]: float64, so that a
@@ -126,29 +127,34 @@ class S2AMSnet(Method):
                                         for name, image, z in zip(self.names, seen, noise.split(STAGES))])
         domains = dict(zip(self.names, made))
         if self.mixing:
+            if isinstance(lambdas, Tensor) and lambdas.dim() > 1:
+                lambdas = lambdas.to(x)
             mixed = self.each(self.project, [mix(image, x, lam) for image, lam in zip(made, lambdas)])
             domains |= zip((f"{name}_mix" for name in self.names), mixed)
         return domains
 
     def each(self, function: Callable[..., Tensor], *images: Sequence[Tensor]) -> Sequence[Tensor]:
-        """A function that works patch by patch, on each of the images; where starting an operation costs more than a copy,
-        on all of them as one batch."""
+        """A function that works patch by patch, on each of the images (a sequence, or stacked); where starting an operation
+        costs more than a copy, on all of them as one batch."""
         if self.backend != "cupy" or function is free_spectra:
             return [function(*each) for each in zip(*images)]
-        return function(*(torch.cat(list(each)) for each in images)).chunk(len(images[0]))
+        batches = (each.flatten(0, 1) if isinstance(each, Tensor) else torch.cat(each) for each in images)
+        return function(*batches).chunk(len(images[0]))
 
     def step_min(self, x: Tensor, y: Tensor, domains: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update F on the detached domains: Σ CE(F(u), y) + C."""
         images = domains | ({"source": x} if self.settings.source_ce == "on" else {})
         self.min_optimiser.zero_grad(set_to_none=True)
         found: dict[str, Tensor] = {}
+        losses = []
         for group in self.coupled_passes(images):
             terms = self.min_terms(y, group)
-            self.min_loss(terms).backward()
+            losses.append(self.min_loss(terms))
+            losses[-1].backward()
             add_terms(found, terms)
         self.min_optimiser.step()
         terms = {name: found[name] for name in (*(f"ce_{name}" for name in images), "consistency_min") if name in found}
-        return terms | {"loss_min": self.min_loss(terms)}
+        return terms | {"loss_min": losses[0].detach() if len(losses) == 1 else self.min_loss(terms)}
 
     def min_terms(self, y: Tensor, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """The min step's terms before weights: ce_<domain> each, consistency_min = C; absent where ablated."""

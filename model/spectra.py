@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -15,11 +16,17 @@ def draw_log_gain(n: int, bands: int, rng: torch.Generator) -> Tensor:
 
     √(2/W)·Σ_{w=1..W} a_w cos(π w t + φ_w), t ∈ [0, 1] over the bands, a ~ N(0, 1), φ ~ U(0, 2π).
     """
-    t = torch.linspace(0, 1, bands, device=rng.device)
-    wave = torch.arange(1, GAIN_WAVES + 1, device=rng.device)[:, None] * math.pi * t          # [W, B]
     amplitude = torch.randn(n, GAIN_WAVES, 1, generator=rng, device=rng.device)
     phase = 2 * math.pi * torch.rand(n, GAIN_WAVES, 1, generator=rng, device=rng.device)
-    return math.sqrt(2 / GAIN_WAVES) * (amplitude * torch.cos(wave + phase)).sum(1)
+    return math.sqrt(2 / GAIN_WAVES) * (amplitude * torch.cos(_waves(bands, rng.device) + phase)).sum(1)
+
+
+@functools.cache
+def _waves(bands: int, device: torch.device) -> Tensor:
+    """π w t for w = 1..W and t ∈ [0, 1] over the bands: [W, B]."""
+    with torch.inference_mode(False):                              # it is kept, whoever asks first
+        t = torch.linspace(0, 1, bands, device=device)
+        return torch.arange(1, GAIN_WAVES + 1, device=device)[:, None] * math.pi * t
 
 
 def apply_gain(x: Tensor, gain: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from model.ops import cuda
 
 FILE = os.environ.get("S2AMSNET_EMULATOR")
 # how many of the last tensors are results; else one
-RESULTS = {"norm_gradients": 4, "norm_mix": 7, "instance_norm": 2, "instance_norm_backward": 2}
+RESULTS = {"norm_gradients": 4, "norm_mix": 7, "reorder_taps": 2, "instance_norm": 2, "instance_norm_backward": 2}
 UPDATES = ("norm_mix",)                                     # kernels that read their results first
 
 

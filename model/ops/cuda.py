@@ -28,7 +28,7 @@ from model.ops import reference
 
 SOURCES = tuple(Path(__file__).with_name(name)
                 for name in ("common.cuh", "involution.cu", "patches.cu", "norm.cu", "norm_grad.cu",
-                             "instance.cu"))
+                             "instance.cu", "taps.cu"))
 OPTIONS = ("--std=c++17",)
 PACKAGE = re.compile(r"cupy(-cuda\d+x)?", re.IGNORECASE)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

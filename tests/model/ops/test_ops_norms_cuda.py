@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 import emulated
 from model.layers import AdaIN, norm_relu_sum, styled
-from model.ops import cuda, instance_cuda, norms_cuda, norms_reference
+from model.ops import cuda, instance_cuda, norms_cuda, norms_reference, taps_cuda
 from operator_inputs import between_nans
-from test_ops_kernels import INSTANCES, NORMS
+from test_ops_kernels import INSTANCES, NORMS, TAPS
 
 EPS = [1e-5, 1e-3]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2 ** -10, torch.bfloat16: 2 ** -7}
@@ -93,6 +93,30 @@ def test_instance_kernels_equal_the_reference(on_host, shape, dtype):
     assert set(name for name, _ in on_host) <= set(INSTANCES)
 
 
+def check_taps(dtype):
+    """There and back; row 9 g + t goes to t G + g."""
+    weight, bias = torch.randn(27, 5, 1, 1).to(dtype), torch.arange(27).to(dtype)
+    there = taps_cuda.launch_reorder(weight, bias, True)
+    assert there[1].tolist() == [9 * group + tap for tap in range(9) for group in range(3)]
+    assert torch.equal(there[0], weight[there[1].long()])
+    for one, other in zip(there, taps_cuda.reorder_taps(weight, bias, True)):
+        assert torch.equal(one, other)
+    for launch in (taps_cuda.launch_reorder, taps_cuda.reorder_taps):
+        assert all(torch.equal(*pair) for pair in zip(launch(*there, False), (weight, bias)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_taps_are_reordered(on_host, dtype):
+    check_taps(dtype)
+    assert set(name for name, _ in on_host) <= set(TAPS)
+
+
+def test_gradients_of_reordered_taps():
+    weight, bias = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((18, 2, 1, 1), (18,)))
+    torch.library.opcheck(taps_cuda.reorder_taps, (weight, bias, True))
+    assert torch.autograd.gradcheck(lambda *given: tuple(taps_cuda.reorder_taps(*given, True)), (weight, bias))
+
+
 def test_planes_give_the_same(on_host):
     """NCHW is copied."""
     images, *rest = make_inputs((4, 8, 3, 5), 2, torch.float32)
@@ -134,10 +158,10 @@ def test_nan_comes_through(on_host):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ("sm_75", "sm_80", "sm_90"))
 def test_the_machine_code_equals_the_reference(monkeypatch, arch):
-    wanted = ("common", "norm", "norm_grad", "instance")
+    wanted = ("common", "norm", "norm_grad", "instance", "taps")
     monkeypatch.setattr(cuda, "SOURCES", [path for path in cuda.SOURCES if path.stem in wanted])
     entries, started = emulated.entries(cuda.source(), arch), []
-    for module in (norms_cuda, instance_cuda):
+    for module in (norms_cuda, instance_cuda, taps_cuda):
         monkeypatch.setattr(module, "start", emulated.starter(entries, started))
     for dtype in TOLERANCE:
         for shape, domains in CASES[:5]:
@@ -145,7 +169,9 @@ def test_the_machine_code_equals_the_reference(monkeypatch, arch):
                 check(shape, domains, count, dtype)
         for shape, _ in CASES[1:4]:
             check_instances(shape, dtype)
-    assert set(started) == set(entries) == {*NORMS, *INSTANCES}
+    for dtype in (torch.float32, torch.float64):
+        check_taps(dtype)
+    assert set(started) == set(entries) == {*NORMS, *INSTANCES, *TAPS}
 
 
 # ---- registered operators ----

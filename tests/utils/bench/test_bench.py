@@ -306,7 +306,7 @@ def test_what_two_programs_start_on_a_gpu_is_counted(tmp_path):
     assert "| s2amsnet released" in (tmp_path / "launches.md").read_text()
 
 
-MOST = {"s2amsnet released": (632, 728), "s2amsnet paper": (604, 676), "s2amsnet robust": (739, 811), "erm": (93, 117)}
+MOST = {"s2amsnet released": (606, 702), "s2amsnet paper": (578, 650), "s2amsnet robust": (700, 772), "erm": (87, 111)}
 
 
 @pytest.mark.parametrize("name", MOST)
