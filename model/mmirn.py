@@ -61,8 +61,8 @@ class MMIRN(nn.Module):
         return [h.flatten(1) for h in outputs.values()]
 
     def outputs_by(self, x: Tensor) -> Callable[[Tensor], dict[int, Tensor]]:
-        """The fastest way to the outputs: with kernels in float32, where no tap lies between a norm and what is fused with
-        it."""
+        """The fastest way to the outputs: with kernels in float32, where no tap lies between a norm and what is fused
+        with it."""
         ways = {"cpu": self.fused_outputs, "cupy": self.cuda_outputs}
         backend = resolve_backend("auto", x.device) if x.dtype == torch.float32 and not self.taps & INSIDE_FUSED else ""
         return ways.get(backend, self.layer_outputs)

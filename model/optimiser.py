@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 class Adam(torch.optim.Adam):
-    """torch's Adam, bit for bit.  Its fused step gathers states and parameters once and not at every step, which at small
-    sizes takes as long as the arithmetic."""
+    """torch's Adam, bit for bit.  Its fused step gathers states and parameters once and not at every step, which at
+    small sizes takes as long as the arithmetic."""
 
     FUSED = ("cpu", "cuda")      # devices on which PyTorch fuses it
 

@@ -2,7 +2,8 @@
 // is the specification; norm_grad.cu stands in front of this text.
 //
 // y = act((x - mean) rstd (1 + gamma) + beta) + residual, mean and rstd over the pixels of a channel of a sample of
-// NHWC images; act(z) = z for z > 0, else leak z.  A thread works on one channel of one sample: each sum is one thread's.
+// NHWC images; act(z) = z for z > 0, else leak z.  A thread works on one channel of one sample, so that each sum is one
+// thread's.
 
 namespace {
 

@@ -48,9 +48,10 @@ class _NormReluSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, count: int, eps: list[float], leak: float, domains: int, before: list[int], momenta: list[float],
                 weights: Tensor | None, *tensors: Tensor) -> Tensor:
-        parts = inputs, gammas, betas, *running = [list(tensors[i:i + count]) for i in range(0, len(tensors), count)]
-        y, statistics = normalise_branches(inputs, gammas, betas, weights, *running, before, momenta, eps, leak, domains)
-        ctx.save_for_backward(statistics, weights, *(tensor for part in parts[:3] for tensor in part))
+        inputs, gammas, betas, *running = (list(tensors[i:i + count]) for i in range(0, len(tensors), count))
+        y, statistics = normalise_branches(inputs, gammas, betas, weights, *running, before, momenta, eps, leak,
+                                           domains)
+        ctx.save_for_backward(statistics, weights, *tensors[:3 * count])
         ctx.eps, ctx.leak, ctx.learns = eps, leak, ctx.needs_input_grad[6] or any(ctx.needs_input_grad[7 + count:])
         return y
 
@@ -176,8 +177,8 @@ class _Call:
         """Start a kernel whose threads take packs of channels of a slice's rows."""
         floating = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
         pack = pack_of("norms", (self.channels,), [*self.inputs, *floating])
-        start(f"{name}{pack}_{self.dtype}", tensors, (self.count, self.domains, self.channels, slices, self.rows, *sizes),
-              passes * self.domains * slices * (self.channels // pack), numbers)
+        start(f"{name}{pack}_{self.dtype}", tensors,
+              (self.count, self.domains, self.channels, slices, self.rows, *sizes), passes * self.domains * slices * (self.channels // pack), numbers)
 
     def entries(self, name: str, tensors: list[Tensor], slices: int, work: int, numbers: tuple = ()) -> None:
         """Start a kernel with a thread per sum."""

@@ -3,9 +3,10 @@
     python stepper.py FOLDER '{"method": ..., "settings": {...}, "bands": ..., "patch_size": ..., "batch_size": ...,
                                "threads": ...}'
 
-Every line of its input is a number of steps; it answers with a line of JSON: seconds of one step, and what one calls and
-starts (`Calls`).  With the backend 'cupy' among the settings the step is the one of a GPU, its kernels computed by the
-reference: to be counted, not to be timed.  It uses what programs of this project have had since 0.9, so that the folder may hold an older one.
+Every line of its input is a number of steps; it answers with a line of JSON: seconds of one step, and what one calls
+and starts (`Calls`).  With the backend 'cupy' among the settings the step is the one of a GPU, its kernels computed by
+the reference: to be counted, not to be timed.  It uses what programs of this project have had since 0.9, so that the
+folder may hold an older one.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ NORMS = [f"norm_{op}{pack}_{dtype}" for op in ("moments", "mix", "sums", "gradie
 NORMS += [f"norm_{op}_{dtype}" for op in ("finish_moments", "finish_sums") for dtype in ("float32", "float64")]
 INSTANCES = [f"instance_norm{backward}_{dtype}" for backward in ("", "_backward") for dtype in SIZES]
 TAPS = ["reorder_taps_float32", "reorder_taps_float64"]
-KERNELS = INVOLUTIONS + NORMS + INSTANCES + TAPS + [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
+GATHERS = [f"gather_patches_{width}bit" for width in (8, 16, 32, 64)] + ["gather_augmented"]
+KERNELS = INVOLUTIONS + NORMS + INSTANCES + TAPS + GATHERS
 
 # C below a group, with 0, 1 and 2 leftover channels; odd, even and unequal sides, batch 1, patches of one pixel
 SHAPES = [(2, 1, 5, 5), (1, 2, 7, 5), (2, 3, 5, 5), (3, 4, 5, 7), (1, 5, 9, 8), (2, 48, 3, 4), (1, 103, 5, 5),

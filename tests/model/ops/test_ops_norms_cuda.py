@@ -84,6 +84,8 @@ def check_instances(shape, dtype):
 def test_kernels_equal_the_reference(on_host, shape, domains, count, dtype):
     check(shape, domains, count, dtype)
     assert set(name for name, _ in on_host) <= set(NORMS)
+    forward, backward = norms_cuda.KERNELS.values()
+    assert len(on_host) == forward + 2 * backward + 1
 
 
 @pytest.mark.parametrize("shape", [shape for shape, _ in CASES[:4]], ids=str)

@@ -306,7 +306,8 @@ def test_what_two_programs_start_on_a_gpu_is_counted(tmp_path):
     assert "| s2amsnet released" in (tmp_path / "launches.md").read_text()
 
 
-MOST = {"s2amsnet released": (606, 702), "s2amsnet paper": (578, 650), "s2amsnet robust": (700, 772), "erm": (87, 111)}
+MOST = {"s2amsnet released": (606, 702), "s2amsnet paper": (578, 650), "s2amsnet robust": (700, 772),
+        "erm": (87, 111)}
 
 
 @pytest.mark.parametrize("name", MOST)
