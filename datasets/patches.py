@@ -73,6 +73,10 @@ class PatchSampler:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def class_counts(self, n_classes: int) -> list[int]:
+        """[K] samples of each class."""
+        return torch.bincount(self.labels, minlength=n_classes).tolist()
+
     def epoch_length(self, batch_size: int) -> int:
         """Batches of one epoch, the last smaller one included."""
         return -(-len(self) * self.repeat // batch_size)

@@ -98,6 +98,7 @@ def _apply(choice: Choice) -> tuple[list[Member], Scene, tuple[str, ...]]:
             raise CheckpointError(f"The weights are for {trained.task.n_classes} classes; {scene.name} has "
                                   f"{len(class_names)}.")
         check_patch(scene, trained.task.patch_size)
+        scene = trained.sealed(scene)
     return _members(choice, loaded, scene), scene, class_names
 
 
@@ -132,7 +133,8 @@ def evaluate(words: list[str]) -> None:
     choice = parse_command(Choice, words, evaluate_parser())
     members, scene, class_names = _apply(choice)
     if not scene.labels.any():
-        raise ConfigError(f"{scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
+        raise ConfigError(f"{scene.name} has no labelled pixel to score that these weights were not trained on; "
+                          "'main.py predict' maps it.")
     confusion = _confusion(members, scene, len(class_names))
     result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
     whose = choice.weights or f"{', '.join(choice.run)}, rule {choice.rule}"
