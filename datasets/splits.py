@@ -57,8 +57,8 @@ def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.
     if rule == "random":
         return _split_random(scene, ratio, rng)
     if (split := _split_blocks(scene, ratio, patch_size, rng)) is None:
-        raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class lies "
-                          "in one clump. Use a smaller --patch_size or --split random.")
+        raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class "
+                          "lies in one clump. Use a smaller --patch_size or --split random.")
     return split
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,16 +103,15 @@ def data_digests(config: TrainConfig) -> dict[str, str]:
 
 def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator) -> Data:
     """Read both scenes, check them against each other, split the source, put both cubes on the device."""
-    source, target = read_pair(config)
-    pair_source, sha256 = source.name, pair_digests(source, target)
-    if config.ceiling:
-        source, target = own_halves(source, target, config, rng)
+    pair = read_pair(config)
+    source, target = own_halves(*pair, config, rng) if config.ceiling else pair
     split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng, not config.ceiling)
     test = scene_sampler(target, config, device) if target and target.labels.any() else None
     if config.oracle and test is None:
         raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
     n_target = len(test) if test else None
-    repeat = source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
+    repeat = ceiling_repeat(*pair, config, len(split.train)) if config.ceiling else \
+        source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
     spectra = unit_spectra(source.cube)
     means = class_means(spectra, split.train, split.train_labels) if config.reference_branch else None
     cube, before = place_corrected(spectra, config, device, means)
@@ -131,7 +131,8 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
         unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
         adaptation = spread_sampler(target, target_cube, config, before=before) \
             if method_class(config.method).uses_target else None
-    return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size, pair_source, sha256)
+    return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size, pair[0].name,
+                pair_digests(*pair))
 
 
 def read_pair(config: TrainConfig) -> tuple[Scene, Scene | None]:
@@ -156,8 +157,17 @@ def own_halves(source: Scene, target: Scene, config: TrainConfig, rng: np.random
     """The target twice, under the source's classes, with the half of its labels that a ceiling trains on and with the
     half that it is scored on."""
     trained, scored = split_halves(replace(target, class_names=source.class_names), config.patch_size, rng)
-    log.info("A ceiling: %s is trained on and scored on, in halves apart; %s is not trained on.", target.name, source.name)
+    log.info("A ceiling: trained on one half of the labels of %s, scored on the other; %s is not trained on.",
+             target.name, source.name)
     return trained, replace(scored, class_names=target.class_names)
+
+
+def ceiling_repeat(source: Scene, target: Scene, config: TrainConfig, n_train: int) -> int:
+    """How often a ceiling's index list of n_train pixels is repeated, so that its epochs have no fewer steps than those
+    of a run on the source."""
+    n_source, n_target = ((scene.labels > 0).sum() for scene in (source, target))
+    once = config.training_sample_ratio * n_source
+    return math.ceil(once * source_repeat(n_source, n_target, config.training_sample_ratio, config.re_ratio) / n_train)
 
 
 def source_scales(source: Scene, unit: Tensor, config: TrainConfig, device: torch.device) -> list[tuple[float, Tensor]]:

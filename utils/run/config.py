@@ -77,8 +77,8 @@ class TrainConfig(Settings):
         flip_augmentation: flip half the patches.
         radiation_augmentation: multiply half the patches by 0.9 to 1.1 and add noise.
         mixture_augmentation: mix half the patches with another one of the same class and add noise.
-        ceiling: train on half of the target's own labels in place of the source's, and score on the other half, apart by
-            the patch: what is possible on that target, not what a method reaches.
+        ceiling: train on half of the target's own labels in place of the source's, and score on the other half, apart
+            by the patch: what is possible on that target, not what a method reaches.
         oracle: also score the target at every evaluation, into a record of its own; never used for training.
         validators: also record the label-free validators entropy, IM and SND at every evaluation, into a record of
             their own. They use unlabelled target; never used for training or selection.

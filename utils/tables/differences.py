@@ -82,7 +82,7 @@ def _grouped(runs: pd.DataFrame, split: Split) -> pd.DataFrame:
     labels = dict(zip(zip(unchanged["pair"], unchanged["setting"]), unchanged["method"]))
     usual = [method_label(one["method"], one["recipe"]) for one in settings]
     usual = [ceiling_label(label) if ceiling else label for label, ceiling in zip(usual, runs["ceiling"])]
-    runs["method"] = [labels.get((pair, text), label) for pair, text, label in zip(runs["pair"], runs["setting"], usual)]
+    runs["method"] = [labels.get(key, label) for key, label in zip(zip(runs["pair"], runs["setting"]), usual)]
     return runs.assign(title=named_settings(runs))
 
 

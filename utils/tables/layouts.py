@@ -32,8 +32,8 @@ CLASS_SCORES = {SCORES[key]: key for key in ("oa", "aa", "kappa")}      # below 
 MEAN = "mean over pairs"
 SHOWN = ("kappa", "aa")
 BASE = "erm"
-SHARE_NOTE = (f"0: as {BASE}; 100: as the ceiling (the highest, where there are several), which is scored on half of the "
-              "labelled target pixels. Missing where the ceiling is not above.")
+SHARE_NOTE = (f"0: as {BASE}; 100: as the ceiling (the highest, where there are several), which is scored on half of "
+              "the labelled target pixels. Missing where the ceiling is not above.")
 
 
 def pairs(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:

@@ -43,6 +43,7 @@ def test_it_trains_on_one_half_and_is_scored_on_the_other(run, halves):
         assert sorted(map(tuple, found)) == sorted(map(tuple, np.argwhere(half.labels)))
         for sampler in samplers:
             assert np.array_equal(half.labels[tuple(sampler.centres.numpy().T)] - 1, sampler.labels.numpy())
+    assert data.train.repeat == -(-0.8 * 168 // len(data.train))       # no shorter epochs than those of the source
     about = run.read_run()
     assert about["labelled_target_pixels"] == (scored_on.labels > 0).sum() and about["ceiling"] is True
     confusion = np.array(json.loads(run.evaluation.read_text())["rules"]["last"]["target"]["per_class"], float)
@@ -65,7 +66,7 @@ def test_neither_the_source_nor_the_scored_labels_change_it(pair, scenes, train_
     write_scene(pair.folder, turned, "field", write_mat_v73)
     others = [pair.run(*CEILING, *words, save_path=tmp_path / "a")
               for words in ([], ["--source_name", str(pair.target)])]
-    assert "same files" not in caplog.text and "A ceiling: coast" in caplog.text
+    assert "same files" not in caplog.text and "half of the labels of coast" in caplog.text
 
     def swapped(*scene):
         trained_on, scored_on = split_halves(*scene)

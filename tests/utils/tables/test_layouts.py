@@ -236,8 +236,8 @@ def with_ceilings(tmp_path):
     for target, high in (("B", 0.95), ("C", 0.3)):
         for seed in range(3):
             for name, score in {"erm": 0.5, "svm": 0.6, "daan": 0.4, "dsu": 0.35}.items():
-                write_run(tmp_path / "honest" / f"{name}{target}{seed}", name, seed, score + seed / 100, 0.5, target=target,
-                          oracle=0.9, uses_target=name == "daan")
+                write_run(tmp_path / "honest" / f"{name}{target}{seed}", name, seed, score + seed / 100, 0.5,
+                          target=target, oracle=0.9, uses_target=name == "daan")
             write_run(tmp_path / f"top{target}{seed}", "erm", seed, high + seed / 100, 0.5, target=target, ceiling=True,
                       oracle=0.99)
     return tmp_path
@@ -266,8 +266,8 @@ def test_a_ceiling_stands_last_and_is_not_compared(layout, with_ceilings):
 def test_the_share_of_the_way_to_the_ceiling(with_ceilings, caplog):
     """κ on B: erm 31, svm 41, daan 21, dsu 16, ceiling 76; on C the ceiling is below erm."""
     table = made(with_ceilings, "overview")[3]
-    assert texts(table) == {"svm": {"n": "3", "A → B": "22", "A → C": "–"}, "daan †": {"n": "3", "A → B": "-22", "A → C": "–"},
-                            "dsu": {"n": "3", "A → B": "-33", "A → C": "–"}}
+    assert texts(table) == {name: {"n": "3", "A → B": share, "A → C": "–"}
+                            for name, share in {"svm": "22", "daan †": "-22", "dsu": "-33"}.items()}
     assert table.rows["svm"]["A → B"].numbers["mean"] == pytest.approx(100 * 10 / 45)
     assert "erm to the ceiling, κ, rule last" in table.title and "Missing where" in table.notes[-1]
     for seed in range(3):                                       # a higher one takes its place; two rows of erm: none
