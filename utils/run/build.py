@@ -117,7 +117,8 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     cube, before = place_corrected(spectra, config, device, means)
     unit = before[0] if before else cube
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,
-                         before=before, scales=source_scales(source, unit, config, device))
+                         before=before, scales=source_scales(source, unit, config, device),
+                         balanced=config.balanced_batches == "on")
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     held_out = PatchSampler(unit, split.val, split.val_labels, config.patch_size, config.backend)
     if target and before:

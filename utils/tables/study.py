@@ -52,9 +52,9 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
     """One row per run and recorded epoch, from all run folders at or below `folders` (see `read_runs`).
 
     Columns: pair, seed, folder, finished, uses_target, adapts, ceiling, name; epoch (0 = before training); step; and
-    what the records hold, NaN where they lack it: seconds (of the epoch), SECTION_SCORE as fractions (source_val_oa, shifted_source_oa,
-    target_kappa, ...; constant_* = the constant answer), validators and diagnostics under their own names.  A run
-    without a finished epoch is left out with a warning.  Raises UserError if no run is left.
+    what the records hold, NaN where they lack it: seconds (of the epoch), SECTION_SCORE as fractions (source_val_oa,
+    shifted_source_oa, target_kappa, ...; constant_* = the constant answer), validators and diagnostics under their own
+    names.  A run without a finished epoch is left out with a warning.  Raises UserError if no run is left.
     """
     every = read_runs(folders, lambda run, _: _epochs(run))
     for info, epochs in every:
