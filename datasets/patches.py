@@ -62,7 +62,8 @@ class PatchSampler:
         if len(outside):
             raise ValueError(f"PatchSampler: centre {tuple(outside[0].tolist())} lies outside the scene of {size[0]} x "
                              f"{size[1]} pixels.")
-        self.cube, self.patch_size, self.backend, self.repeat, self.balanced = cube, patch_size, backend, repeat, balanced
+        self.cube, self.patch_size, self.backend = cube, patch_size, backend
+        self.repeat, self.balanced = repeat, balanced
         self.uncorrected, self.correction = before or (cube, None)
         self.scales = scales or [(1.0, self.uncorrected)]
         self.memory_format = memory_format or usual_layout(backend, cube.device)
