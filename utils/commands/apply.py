@@ -27,7 +27,7 @@ from utils.run.folder import open_run
 from utils.run.metrics import confusion_matrix, constant_answer, scores
 from utils.run.predict import as_map, confusion_of, map_scene, probabilities, scene_probabilities
 from utils.run.selection import LAST, RULES
-from utils.trained.adapt import BN, MOST_PIXELS, PRIOR, TENT, adapt, scene_shares, training_shares
+from utils.trained.adapt import BN, LEAST_SHARE, MOST_PIXELS, PRIOR, TENT, adapt, scene_shares, training_shares
 from utils.trained.load import Trained, load_released, load_run
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _members(choice: Choice, loaded: list[Trained], scene: Scene) -> list[Member
     return members
 
 
-def _weights(choice: Choice, members: list[Member], scene: Scene) -> np.ndarray | None:
+def _weights(choice: Choice, members: list[Member], scene: Scene, class_names: tuple[str, ...]) -> np.ndarray | None:
     """What the members' averaged probabilities are multiplied by, [K] float32; None where they stay as they are."""
     if choice.adapt != PRIOR:
         return None
@@ -136,7 +136,11 @@ def _weights(choice: Choice, members: list[Member], scene: Scene) -> np.ndarray 
     found = sum(probabilities(member.trained.method, member.unlabelled(scene)).cpu() for member in members)
     shares = scene_shares(found.numpy() / len(members), trained_on)
     log.info("Class shares in %s, estimated (in training): %s", scene.name, ", ".join(
-        f"{100 * there:.1f} % ({100 * before:.1f} %)" for there, before in zip(shares, trained_on)))
+        f"{name} {100 * there:.1f} % ({100 * before:.1f} %)"
+        for name, there, before in zip(class_names, shares, trained_on)))
+    if gone := [name for name, share in zip(class_names, shares) if share < 2 * LEAST_SHARE]:
+        log.warning("By --adapt prior %s has hardly any %s. Where that cannot be, the probabilities are not good "
+                    "enough for it: leave it out.", scene.name, ", ".join(gone))
     return (shares / trained_on).astype(np.float32)
 
 
@@ -151,7 +155,7 @@ def evaluate(words: list[str]) -> None:
     if not scene.labels.any():
         raise ConfigError(f"{scene.name} has no labelled pixel to score that these weights were not trained on; "
                           "'main.py predict' maps it.")
-    confusion = _confusion(members, scene, len(class_names), _weights(choice, members, scene))
+    confusion = _confusion(members, scene, len(class_names), _weights(choice, members, scene, class_names))
     result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
     whose = choice.weights or f"{', '.join(choice.run)}, rule {choice.rule}"
     print(f"{scene.name}, weights of {whose}{_reads(choice, members)} ({result.n} pixels)")
@@ -193,7 +197,7 @@ def predict(words: list[str]) -> None:
         raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
     members, scene, class_names = _apply(choice)
     path = Path(choice.out) if choice.out else Path(choice.run[0] if choice.run else ".") / f"{scene.name}_map.tif"
-    prediction = _map(members, scene, _weights(choice, members, scene))
+    prediction = _map(members, scene, _weights(choice, members, scene, class_names))
     prediction[~scene.cube.any(axis=2)] = 0
     write_map(path, prediction, scene, class_names)
     picture = scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, class_names, scene.name)

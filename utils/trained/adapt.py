@@ -59,8 +59,8 @@ def training_shares(trained: Trained) -> np.ndarray:
     counts = trained.run.read_run().get("training_pixels")
     if counts is None or len(counts) != trained.task.n_classes:
         raise ConfigError(f"{trained.run.run} does not say how many pixels of each class were trained on (older "
-                          "programs did not write it), which --adapt prior needs. Train the run again, or leave --adapt "
-                          "out.")
+                          "programs did not write it), and --adapt prior needs that. Train it again, or leave "
+                          "--adapt out.")
     weights = np.ones(len(counts)) if trained.config.balanced_batches == "on" else np.maximum(counts, 1)
     return weights / weights.sum()
 

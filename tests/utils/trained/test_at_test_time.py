@@ -160,7 +160,10 @@ def test_probabilities_are_weighed_by_the_shares_of_the_scene(run, trained, targ
     there = target.labels > 0
     kappa = scores(confusion_matrix(target.labels[there] - 1, expected[there], 7)).kappa
     assert printed_kappa(capsys, "--run", *folders, "--adapt", "prior") == pytest.approx(100 * kappa, abs=0.01)
-    assert f"{100 * shares[0]:.1f} % ({100 * trained_on[0]:.1f} %)" in caplog.text
+    names = target.class_names
+    assert f"{names[0]} {100 * shares[0]:.1f} % ({100 * trained_on[0]:.1f} %)" in caplog.text
+    gone = [name for name, share in zip(names, shares) if share < 0.002]
+    assert f"has hardly any {', '.join(gone)}. Where" in caplog.text if gone else "hardly any" not in caplog.text
     words = ["--adapt", "prior", "--out", str(tmp_path / "map.tif")]
     assert main.main(["predict", "--run", *folders, *words]) == 0
     with rasterio.open(tmp_path / "map.tif") as file:
