@@ -48,10 +48,12 @@ class PatchSampler:
 
     def __init__(self, cube: Tensor, centres: np.ndarray, labels: np.ndarray, patch_size: int, backend: str = "auto",
                  repeat: int = 1, memory_format: torch.memory_format | None = None,
-                 before: tuple[Tensor, Correction] | None = None, scales: Sequence[tuple[float, Tensor]] = ()):
+                 before: tuple[Tensor, Correction] | None = None, scales: Sequence[tuple[float, Tensor]] = (),
+                 balanced: bool = False):
         """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1; before: the cube before
         its correction, and the correction; scales: factors of the ground sampling distance, and the cube (before its
-        correction) with pixels of that size, of which every patch for training has one.
+        correction) with pixels of that size, of which every patch for training has one; balanced: the
+        classes take turns in an epoch.
 
         `memory_format` of the patches: None means `usual_layout`.  Raises ValueError for a centre outside the scene.
         """
@@ -60,7 +62,8 @@ class PatchSampler:
         if len(outside):
             raise ValueError(f"PatchSampler: centre {tuple(outside[0].tolist())} lies outside the scene of {size[0]} x "
                              f"{size[1]} pixels.")
-        self.cube, self.patch_size, self.backend, self.repeat = cube, patch_size, backend, repeat
+        self.cube, self.patch_size, self.backend = cube, patch_size, backend
+        self.repeat, self.balanced = repeat, balanced
         self.uncorrected, self.correction = before or (cube, None)
         self.scales = scales or [(1.0, self.uncorrected)]
         self.memory_format = memory_format or usual_layout(backend, cube.device)
@@ -72,6 +75,10 @@ class PatchSampler:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def class_counts(self, n_classes: int) -> list[int]:
+        """[K] samples of each class."""
+        return torch.bincount(self.labels, minlength=n_classes).tolist()
 
     def epoch_length(self, batch_size: int) -> int:
         """Batches of one epoch, the last smaller one included."""
@@ -102,14 +109,26 @@ class PatchSampler:
 
     def batches(self, batch_size: int, order: torch.Generator, noise: torch.Generator,
                 augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
-        """One shuffled, augmented epoch over the (repeated) index list.
+        """One shuffled, augmented epoch over the (repeated) index list, or as many samples of balanced classes.
 
         `order` is a CPU generator, `noise` one on the cube's device.
         """
-        device = self.labels.device
-        shuffled = (torch.randperm(len(self) * self.repeat, generator=order) % len(self)).to(device)
-        for index in shuffled.split(batch_size):
+        n = len(self) * self.repeat
+        shuffled = self._in_turns(n, order) if self.balanced else torch.randperm(n, generator=order) % len(self)
+        for index in shuffled.to(self.labels.device).split(batch_size):
             yield self._augmented(index, noise, augmentation), self.labels[index]
+
+    def _in_turns(self, n: int, order: torch.Generator) -> Tensor:
+        """[n] sample numbers in which the classes take turns, in another order every round; the samples of a class are
+        used up, in random order, before one comes again."""
+        counts = self._class_count[self._class_count > 0].tolist()
+        turns = torch.rand(-(-n // len(counts)), len(counts), generator=order).argsort(1).flatten()[:n]
+        index = torch.empty(n, dtype=torch.int64)
+        for k, members in enumerate(self._by_class.cpu().split(counts)):
+            places = (turns == k).nonzero().flatten()
+            rounds = torch.rand(-(-len(places) // len(members)), len(members), generator=order).argsort(1)
+            index[places] = members[rounds.flatten()[:len(places)]]
+        return index
 
     def draw(self, n: int, rng: torch.Generator, augmentation: Augmentation) -> Tensor:
         """n augmented samples, drawn with replacement: [n, B, P, P].  The generator is one on the cube's device."""

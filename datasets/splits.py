@@ -1,9 +1,10 @@
-"""Which labelled source pixels train and which are held out, by seed."""
+"""Which labelled pixels train and which are held out, by seed."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import distance_transform_cdt
@@ -15,6 +16,7 @@ from model.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _BLOCK_SIZES = (32, 24, 16, 12, 8)    # pixels
+_HALF_SIZES = (128, 96, 64, 48, *_BLOCK_SIZES)        # of halves, between which large blocks lose fewer pixels
 _TRIES = 12                           # random choices of blocks per size
 
 
@@ -34,63 +36,90 @@ def labelled_pixels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return positions, labels[labels > 0] - 1
 
 
-def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.random.Generator) -> Split:
+def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.random.Generator,
+                complete: bool = True) -> Split:
     """Split a scene's labelled pixels; `ratio` of them train.
 
     rule 'random': stratified by class, as the released code; neighbouring patches overlap across the split.
     rule 'blocks': whole blocks are held out, and training pixels whose patch shares a pixel with a held-out
     patch are dropped (a buffer of patch_size - 1 pixels, twice the patch radius).
+    complete: every class must have labelled pixels; else those without any are left out.
     Raises ConfigError for a class with too few pixels.
     """
     counts = scene.class_counts()
-    if (counts == 0).any():
+    if complete and (counts == 0).any():
         absent = ", ".join(np.array(scene.class_names)[counts == 0])
         raise ConfigError(f"{scene.name} has no labelled pixel of {absent}; nothing can be learnt of it. Remove the "
                           "class from the scene file (and renumber the label map), or label some pixels.")
-    if (short := counts < 2).any():
+    if (short := counts == 1).any():
         raise ConfigError(f"{scene.name} has fewer than 2 labelled pixels of "
                           f"{', '.join(np.array(scene.class_names)[short])}; a split needs one for each side.")
-    split = _split_random if rule == "random" else _split_blocks
-    return split(scene, ratio, patch_size, rng)
+    if rule == "random":
+        return _split_random(scene, ratio, rng)
+    if (split := _split_blocks(scene, ratio, patch_size, rng)) is None:
+        raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class "
+                          "lies in one clump. Use a smaller --patch_size or --split random.")
+    return split
 
 
-def _split_random(scene: Scene, ratio: float, patch_size: int, rng: np.random.Generator) -> Split:
-    positions, classes = labelled_pixels(scene.labels)
+def split_halves(scene: Scene, patch_size: int, rng: np.random.Generator) -> tuple[Scene, Scene]:
+    """The scene twice, with about half of its labels each: those of spatially disjoint blocks, so far apart that no
+    pixel is in patches of both.  Classes that the scene has are in both.  Raises ConfigError if that cannot be."""
+    if len(labelled_pixels(scene.labels)[0]) == 0:
+        raise ConfigError(f"{scene.name} has no labelled pixel to train on.")
+    split = _split_blocks(scene, 0.5, patch_size, rng, _HALF_SIZES, fewest=2)
+    if split is None:
+        raise ConfigError(f"{scene.name} has no two disjoint halves with every class at patch size {patch_size}: some "
+                          "class lies in one clump. Use a smaller --patch_size, or leave --ceiling out.")
+    halves = []
+    for positions in (split.train, split.val):
+        labels = np.zeros_like(scene.labels)
+        labels[tuple(positions.T)] = scene.labels[tuple(positions.T)]
+        halves.append(replace(scene, labels=labels))
+    return halves[0], halves[1]
+
+
+def _split_random(scene: Scene, ratio: float, rng: np.random.Generator) -> Split:
+    positions, labels = labelled_pixels(scene.labels)
+    present, classes = np.unique(labels, return_inverse=True)
     index = np.arange(len(classes))
-    if min(int(len(index) * ratio), len(index) - int(len(index) * ratio)) < scene.n_classes:
+    if min(int(len(index) * ratio), len(index) - int(len(index) * ratio)) < len(present):
         raise ConfigError(f"A split of {len(index)} labelled pixels at training_sample_ratio {ratio} leaves a side with "
-                          f"fewer pixels than classes ({scene.n_classes}).")
+                          f"fewer pixels than classes ({len(present)}).")
     train, val = train_test_split(index, train_size=ratio, stratify=classes,
                                   random_state=int(rng.integers(2 ** 31)))
-    missing = sorted(set(range(scene.n_classes)) - (set(classes[train]) & set(classes[val])))
+    missing = sorted(set(range(len(present))) - (set(classes[train]) & set(classes[val])))
     if missing:
-        names = ", ".join(f"{scene.class_names[k]} ({(classes == k).sum()} pixels)" for k in missing)
+        names = ", ".join(f"{scene.class_names[present[k]]} ({(classes == k).sum()} pixels)" for k in missing)
         raise ConfigError(f"{scene.name}: too few labelled pixels for training_sample_ratio {ratio}: {names}. "
                           "Label more, or choose a ratio nearer to 0.5.")
     train, val = np.sort(train), np.sort(val)
-    return Split(positions[train], classes[train], positions[val], classes[val])
+    return Split(positions[train], labels[train], positions[val], labels[val])
 
 
-def _split_blocks(scene: Scene, ratio: float, patch_size: int, rng: np.random.Generator) -> Split:
-    """Of many random choices of blocks, the one whose shares of each class come nearest to the ratio."""
-    positions, classes = labelled_pixels(scene.labels)
+def _split_blocks(scene: Scene, ratio: float, patch_size: int, rng: np.random.Generator,
+                  sizes: Sequence[int] = _BLOCK_SIZES, fewest: int = 1) -> Split | None:
+    """Of many random choices of blocks, the one whose shares of each class come nearest to the ratio; None where none
+    leaves so many pixels of each class to train on, and one to hold out."""
+    positions, labels = labelled_pixels(scene.labels)
+    _, classes = np.unique(labels, return_inverse=True)                      # of those that are there
     total, best, least = np.bincount(classes), None, np.inf
-    for size in _BLOCK_SIZES:
+    for size in sizes:
         for _ in range(_TRIES):
             held = _hold_blocks(positions, classes, size, 1 - ratio, rng)
             train = ~held & ~_near(scene.shape, positions, held, patch_size - 1)
-            shares = [np.bincount(classes[part], minlength=len(total)) / total for part in (train, held)]
+            counts = [np.bincount(classes[part], minlength=len(total)) for part in (train, held)]
+            shares = [count / total for count in counts]
             distance = (np.abs(shares[0] / ratio - 1) + np.abs(shares[1] / (1 - ratio) - 1)).mean()
-            if min(shares[0].min(), shares[1].min()) > 0 and distance < least:
+            if counts[0].min() >= fewest and counts[1].min() > 0 and distance < least:
                 best, least = (train, held), distance
     if best is None:
-        raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class lies "
-                          "in one clump. Use a smaller --patch_size or --split random.")
+        return None
     train, held = best
     level = logging.WARNING if train.mean() < ratio / 2 else logging.INFO
     log.log(level, "%s in blocks: %.0f %% of the labelled pixels train, %.0f %% are held out, %.0f %% lie between them",
             scene.name, 100 * train.mean(), 100 * held.mean(), 100 * (1 - train.mean() - held.mean()))
-    return Split(positions[train], classes[train], positions[held], classes[held])
+    return Split(positions[train], labels[train], positions[held], labels[held])
 
 
 def _hold_blocks(positions: np.ndarray, classes: np.ndarray, size: int, share: float,

@@ -32,6 +32,8 @@ class Switches:
             one draw per patch, so that the network does not trust the mean of a scene with other surfaces.
         resolution_branch: above 1, every patch is seen while training at a ground sampling distance of its own, from
             1/this to this times the source's: blurred and resampled (datasets/resolution.py).
+        balanced_batches: 'on' = the classes take turns in the batches, whatever their shares of the training pixels; an
+            epoch has as many steps as without.
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
         generator_norm: AdaIN per stage ('adain'), or one AdaIN and one BatchNorm shared by the stages ('adain_bn').
         generator_init: PyTorch's initialisation ('default'), weights ~ N(0, 1) ('normal'), or the output starting near
@@ -65,6 +67,7 @@ class Switches:
     scene_correction: Optional[Literal["none", "mean", "ratio", "standardise"]] = None
     reference_branch: Optional[float] = None
     resolution_branch: Optional[float] = None
+    balanced_batches: Optional[Literal["off", "on"]] = None
     kernel_activation: Optional[Literal["none", "relu"]] = None
     generator_norm: Optional[Literal["adain", "adain_bn"]] = None
     generator_init: Optional[Literal["default", "normal", "identity"]] = None

@@ -61,6 +61,15 @@ def test_another_number_of_threads_is_warned_of_on_resume(trained, caplog):
     assert run.read_run()["threads"] == threads and run.read_run()["status"] == "done"
 
 
+def test_balanced_batches_go_on_where_they_were(trained):
+    words = ("--method", "erm", "--balanced_batches", "on")
+    run, whole = trained(*words), trained(*words, "--max_epoch", "4")
+    plain = trained("--method", "erm", "--max_epoch", "4")
+    main.train(["--resume", str(run.path), "--max_epoch", "4"])
+    assert same_state(weights(whole), weights(run)) and not same_state(weights(whole), weights(plain))
+    assert "balanced_batches=on" in run.read_run()["label"]
+
+
 @pytest.mark.slow
 def test_kill_nine_loses_nothing(pair, tmp_path):
     words = pair.words("--max_epoch", "100000", "--save_path", str(tmp_path / "b"))

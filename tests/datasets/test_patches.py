@@ -169,3 +169,41 @@ def index_of(x, sampler, scale):
     made = {tuple(np.round(gather_spectra(cube, centre[:1, None] + offsets, centre[1:, None] + offsets).numpy().ravel(), 4))
             for centre in sampler.centres}
     return [i for i, patch in enumerate(x.permute(0, 2, 3, 1).numpy()) if tuple(np.round(patch.ravel(), 4)) in made]
+
+
+def balanced(repeat=1, counts=(40, 7, 0, 3)):
+    """A sampler whose patches say by their value which sample they are of."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    cube = torch.arange(len(labels), dtype=torch.float32).view(1, 1, -1).expand(2, 5, -1)
+    centres = np.stack([np.full(len(labels), 2), np.arange(len(labels))], 1)
+    return PatchSampler(cube.contiguous(), centres, labels, 5, "reference", repeat, balanced=True)
+
+
+def drawn(sampler, batch_size, seed=0):
+    """Batches of (sample numbers, labels)."""
+    generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+    return [(x[:, 0, 2, 2].long(), y) for x, y in sampler.batches(batch_size, *generators, Augmentation(False, False))]
+
+
+@pytest.mark.parametrize("repeat", [1, 4])
+def test_balanced_classes_take_turns_and_their_samples_too(repeat):
+    """An epoch has as many samples as without; the class without a sample has no turn."""
+    sampler = balanced(repeat)
+    found = drawn(sampler, 9)
+    assert len(found) == sampler.epoch_length(9)
+    index, labels = (torch.cat(part) for part in zip(*found))
+    assert len(index) == 50 * repeat and torch.equal(sampler.labels[index], labels)
+    for part in labels[:len(labels) // 3 * 3].split(3):                       # every round has each class once
+        assert sorted(part.tolist()) == [0, 1, 3]
+    assert len({tuple(part.tolist()) for part in labels.split(3)}) > 3        # in different orders
+    for k in (0, 1, 3):
+        often = torch.bincount(index[labels == k], minlength=50)[sampler.labels == k]
+        assert often.max() - often.min() <= 1
+
+
+def test_balanced_batches_follow_their_generator():
+    first, again, other = (torch.cat([index for index, _ in drawn(balanced(), 16, seed)]) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    generator = torch.Generator().manual_seed(0)
+    epochs = [next(balanced().batches(50, generator, generator, Augmentation(False, False)))[1] for _ in range(2)]
+    assert not torch.equal(*epochs)

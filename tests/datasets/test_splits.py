@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from datasets.scene import Scene
 from datasets.simulator.simulate import simulate_pair
-from datasets.splits import _hold_blocks, split_scene
+from datasets.splits import _hold_blocks, split_halves, split_scene
 from model.errors import ConfigError
 
 
@@ -121,6 +121,37 @@ def test_block_split_keeps_patches_apart(source, patch_size):
     train, val = (np.bincount(part) / source.class_counts() for part in (parts.train_labels, parts.val_labels))
     assert (val > 0.08).all() and (val < 0.35).all()
     assert (train > (0.55 if patch_size == 5 else 0.35)).all()
+
+
+@pytest.mark.parametrize("patch_size", [5, 13])
+def test_halves_are_apart_and_hold_every_class_that_is_there(source, patch_size):
+    labels = source.labels * (source.labels != 4)
+    scene = replace(source, labels=labels)
+    first, second = split_halves(scene, patch_size, np.random.default_rng(0))
+    distances, _ = cKDTree(np.argwhere(first.labels)).query(np.argwhere(second.labels), p=np.inf)
+    assert distances.min() >= patch_size                # no pixel is in patches of both
+    for half in (first, second):
+        assert np.array_equal(half.labels, labels * (half.labels > 0)) and half.cube is source.cube
+        share = half.class_counts()[[0, 1, 2, 4, 5, 6]] / scene.class_counts()[[0, 1, 2, 4, 5, 6]]
+        assert half.class_counts()[3] == 0 and share.min() > (0.3 if patch_size == 5 else 0.15) and share.max() < 0.75
+    again, other = (split_halves(scene, patch_size, np.random.default_rng(seed))[1] for seed in (0, 1))
+    assert np.array_equal(again.labels, second.labels) and not np.array_equal(other.labels, second.labels)
+    with pytest.raises(ConfigError, match="no labelled pixel to train on"):
+        split_halves(replace(source, labels=labels * 0), patch_size, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("rule", ["random", "blocks"])
+def test_classes_that_are_not_there_are_left_out_where_that_is_asked_for(source, rule):
+    """The split is that of the scene whose other classes have the numbers below."""
+    lacking = replace(source, labels=source.labels * (source.labels != 4))
+    closed = replace(source, labels=lacking.labels - (lacking.labels > 4),
+                     class_names=source.class_names[:3] + source.class_names[4:])
+    found, expected = (split_scene(scene, 0.8, rule, 7, np.random.default_rng(0), complete=False)
+                       for scene in (lacking, closed))
+    for part in ("train", "val"):
+        assert np.array_equal(getattr(found, part), getattr(expected, part))
+        labels = getattr(found, f"{part}_labels")
+        assert np.array_equal(labels - (labels > 3), getattr(expected, f"{part}_labels")) and 3 not in labels
 
 
 def test_too_few_pixels_are_named(source):

@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.correction import NONE, Reference, reference_of
 from datasets.harmonize import check_fit, check_patch, preprocess, unit_spectra
-from datasets.patches import place
+from datasets.patches import PatchSampler, place
 from datasets.scene import Scene
 from datasets.writers import write_map
 from model.discriminator import Discriminator
@@ -27,7 +27,7 @@ from utils.run.folder import open_run
 from utils.run.metrics import confusion_matrix, constant_answer, scores
 from utils.run.predict import as_map, confusion_of, map_scene, probabilities, scene_probabilities
 from utils.run.selection import LAST, RULES
-from utils.trained.adapt import MOST_PIXELS, adapt
+from utils.trained.adapt import BN, LEAST_SHARE, MOST_PIXELS, PRIOR, TENT, adapt, scene_shares, training_shares
 from utils.trained.load import Trained, load_released, load_run
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,9 @@ class Choice:
         data_path: folder of the scene's files, where it differs from the run's.
         statistics_from: scene (registered name or path of a scene file) whose mean spectrum a scene correction uses in
             place of the scene's own: a larger one of the same flight.
-        adapt: set BatchNorm anew on the scene's unlabelled pixels first: its statistics ('bn'), or its parameters too,
-            by the entropy of the predictions ('tent'); 'none' = as trained.
+        adapt: to the scene's unlabelled pixels, first: BatchNorm's statistics are set anew ('bn'), or its parameters
+            too, by the entropy of the predictions ('tent'); or probabilities are weighed by the shares of the classes
+            there ('prior'); 'none' = as trained.
         gpu: CUDA device number; -1 = CPU; null = as the run.
         out: (predict) file for the map, a GeoTIFF; null = NAME_map.tif in the (first) run folder, or here.
     """
@@ -61,7 +62,7 @@ class Choice:
     kernel_activation: Literal["relu", "none"] = "relu"
     data_path: Optional[str] = None
     statistics_from: Optional[str] = None
-    adapt: Literal["none", "bn", "tent"] = "none"
+    adapt: Literal["none", "bn", "tent", "prior"] = "none"
     gpu: Optional[int] = None
     out: Optional[str] = None
 
@@ -72,6 +73,11 @@ class Member:
 
     trained: Trained
     reference: Reference | None
+
+    def unlabelled(self, scene: Scene) -> PatchSampler:
+        """Pixels of the scene, whatever their label, the same ones for every member."""
+        config, device = self.trained.config, self.trained.device
+        return spread_sampler(scene, place(self.cube(scene), device), config, MOST_PIXELS)
 
     def cube(self, scene: Scene) -> np.ndarray:
         return preprocess(scene.cube, self.trained.config.scene_correction, self.reference)
@@ -98,6 +104,7 @@ def _apply(choice: Choice) -> tuple[list[Member], Scene, tuple[str, ...]]:
             raise CheckpointError(f"The weights are for {trained.task.n_classes} classes; {scene.name} has "
                                   f"{len(class_names)}.")
         check_patch(scene, trained.task.patch_size)
+        scene = trained.sealed(scene)
     return _members(choice, loaded, scene), scene, class_names
 
 
@@ -116,11 +123,25 @@ def _members(choice: Choice, loaded: list[Trained], scene: Scene) -> list[Member
         spread = correcting[0].run.read_run().get("source_spread") if correcting[0].run else None
         warn_of_statistics(other, reference, spread)
     members = [Member(trained, reference if trained in correcting else None) for trained in loaded]
-    for member in members if choice.adapt != "none" else ():
-        config, device = member.trained.config, member.trained.device
-        adapt(member.trained.method, spread_sampler(scene, place(member.cube(scene), device), config, MOST_PIXELS),
-              choice.adapt)
+    for member in members if choice.adapt in (BN, TENT) else ():
+        adapt(member.trained.method, member.unlabelled(scene), choice.adapt)
     return members
+
+
+def _weights(choice: Choice, members: list[Member], scene: Scene, class_names: tuple[str, ...]) -> np.ndarray | None:
+    """What the members' averaged probabilities are multiplied by, [K] float32; None where they stay as they are."""
+    if choice.adapt != PRIOR:
+        return None
+    trained_on = np.mean([training_shares(member.trained) for member in members], axis=0)
+    found = sum(probabilities(member.trained.method, member.unlabelled(scene)).cpu() for member in members)
+    shares = scene_shares(found.numpy() / len(members), trained_on)
+    log.info("Class shares in %s, estimated (in training): %s", scene.name, ", ".join(
+        f"{name} {100 * there:.1f} % ({100 * before:.1f} %)"
+        for name, there, before in zip(class_names, shares, trained_on)))
+    if gone := [name for name, share in zip(class_names, shares) if share < 2 * LEAST_SHARE]:
+        log.warning("By --adapt prior %s has hardly any %s. Where that cannot be, the probabilities are not good "
+                    "enough for it: leave it out.", scene.name, ", ".join(gone))
+    return (shares / trained_on).astype(np.float32)
 
 
 def evaluate_parser() -> Parser:
@@ -132,8 +153,9 @@ def evaluate(words: list[str]) -> None:
     choice = parse_command(Choice, words, evaluate_parser())
     members, scene, class_names = _apply(choice)
     if not scene.labels.any():
-        raise ConfigError(f"{scene.name} has no labelled pixel to score; 'main.py predict' maps it.")
-    confusion = _confusion(members, scene, len(class_names))
+        raise ConfigError(f"{scene.name} has no labelled pixel to score that these weights were not trained on; "
+                          "'main.py predict' maps it.")
+    confusion = _confusion(members, scene, len(class_names), _weights(choice, members, scene, class_names))
     result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
     whose = choice.weights or f"{', '.join(choice.run)}, rule {choice.rule}"
     print(f"{scene.name}, weights of {whose}{_reads(choice, members)} ({result.n} pixels)")
@@ -144,14 +166,18 @@ def evaluate(words: list[str]) -> None:
         print(f"  {name:<34} {text.MISSING if accuracy is None else f'{100 * accuracy:.2f}'}")
 
 
-def _confusion(members: list[Member], scene: Scene, n_classes: int) -> np.ndarray:
+def _confusion(members: list[Member], scene: Scene, n_classes: int, weights: np.ndarray | None) -> np.ndarray:
     """Confusion matrix [K, K] of the weights, or of several ones' averaged probabilities, on the labelled pixels."""
     samplers = [scene_sampler(scene, member.trained.config, member.trained.device, member.reference)
                 for member in members]
-    if len(members) == 1:
+    if len(members) == 1 and weights is None:
         return confusion_of(members[0].trained.method, samplers[0], n_classes)
     total = sum(probabilities(member.trained.method, sampler).cpu() for member, sampler in zip(members, samplers))
-    return confusion_matrix(samplers[0].labels.cpu().numpy(), total.argmax(1).numpy(), n_classes)
+    return confusion_matrix(samplers[0].labels.cpu().numpy(), _weighed(total.numpy(), weights).argmax(1), n_classes)
+
+
+def _weighed(total: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    return total if weights is None else total * weights
 
 
 def _reads(choice: Choice, members: list[Member]) -> str:
@@ -171,7 +197,7 @@ def predict(words: list[str]) -> None:
         raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
     members, scene, class_names = _apply(choice)
     path = Path(choice.out) if choice.out else Path(choice.run[0] if choice.run else ".") / f"{scene.name}_map.tif"
-    prediction = _map(members, scene)
+    prediction = _map(members, scene, _weights(choice, members, scene, class_names))
     prediction[~scene.cube.any(axis=2)] = 0
     write_map(path, prediction, scene, class_names)
     picture = scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, class_names, scene.name)
@@ -179,19 +205,19 @@ def predict(words: list[str]) -> None:
     print(f"{path}\n{path.with_suffix('.png')}")
 
 
-def _map(members: list[Member], scene: Scene) -> np.ndarray:
+def _map(members: list[Member], scene: Scene, weights: np.ndarray | None) -> np.ndarray:
     """Class 1..K of every pixel: [H, W]."""
     def answer(of_scene: Callable[..., np.ndarray], member: Member) -> np.ndarray:
         trained = member.trained
         return of_scene(trained.method, member.cube(scene), trained.task.patch_size, trained.device,
                         trained.config.backend)
 
-    if len(members) == 1:
+    if len(members) == 1 and weights is None:
         return answer(map_scene, members[0])
     total = answer(scene_probabilities, members[0])                                                       # [H, W, K]
     for member in members[1:]:
         total += answer(scene_probabilities, member)
-    return as_map(total.argmax(2), total.shape[2])
+    return as_map(_weighed(total, weights).argmax(2), total.shape[2])
 
 
 def export_parser() -> Parser:

@@ -51,7 +51,9 @@ def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Call
     found = {"losses": lambda: curves.plot_losses(epochs, f"Training: {title}"),
              "spectra": lambda: _spectra(trained, title), "patches": lambda: _patches(trained, title)}
     if data.target:
-        found["pair"] = lambda: scenes.plot_pair(data.source, data.target, f"{data.source.name} and {data.target.name}")
+        shown = f"{data.target.name}: the halves of its labels that are trained on and scored on" \
+            if trained.config.ceiling else f"{data.source.name} and {data.target.name}"
+        found["pair"] = lambda: scenes.plot_pair(data.source, data.target, shown)
         found |= _target_figures(trained, entry, title, progress)
     return found
 
@@ -109,10 +111,10 @@ def _spectra(trained: Trained, title: str):
 def _patches(trained: Trained, title: str):
     """A sheet of source patches of different classes beside their generated and mixed versions."""
     train: PatchSampler = trained.data.train
-    n_classes, names = trained.data.source.n_classes, trained.data.source.class_names
+    names = trained.data.source.class_names
     labels = train.labels.cpu().numpy()
-    first = [np.flatnonzero(labels == k) for k in range(n_classes)]
-    index = [first[i % n_classes][(i // n_classes) % len(first[i % n_classes])] for i in range(SHEET_ROWS)]
+    first = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+    index = [first[i % len(first)][(i // len(first)) % len(first[i % len(first)])] for i in range(SHEET_ROWS)]
     x = train.patches(torch.tensor(index, device=train.labels.device))
     columns = {"source": x} | _generated(trained.method, x)
     order = sorted(columns, key=lambda name: (name != "source", name.split()[-1] if "mixed" not in name else

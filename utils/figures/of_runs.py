@@ -70,15 +70,16 @@ def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[st
     """Per pair, every method's map of the target."""
     figures = {}
     for pair, chosen in _one_seed(runs):
-        predictions = {}
+        predictions, scene = {}, None
         for row, trained in _opened(chosen, gpu, data_path):
+            scene = scene or trained.data.target              # a ceiling, which has half of the labels, comes last
             cube = preprocess(trained.data.target.cube, trained.config.scene_correction)
             image = map_scene(trained.method, cube, trained.task.patch_size, trained.device, trained.config.backend,
                               progress=False)
             image[~trained.data.target.cube.any(axis=2)] = 0
             predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = image
         figures[f"maps_{_file(pair)}"] = plot_map_gallery(
-            trained.data.target.cube, trained.data.target.rgb_bands, trained.data.target.labels, predictions, trained.class_names,
+            scene.cube, scene.rgb_bands, scene.labels, predictions, trained.class_names,
             f"{pair}: maps of the whole target; seed {chosen['seed'].iloc[0]}, rule last, scores in percent")
     return figures
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from datasets.readers import scene_digests
 from datasets.resolution import blurred, factors
 from datasets.scene import Scene
 from datasets.simulator.cache import load_scene_or_simulate, scene_folder
-from datasets.splits import labelled_pixels, split_scene
+from datasets.splits import labelled_pixels, split_halves, split_scene
 from model.errors import ConfigError
 from model.methods import Method, Task, method_class
 from model.ops import resolve_backend
@@ -35,6 +36,9 @@ UNLABELLED_PIXELS = 2048      # of the target, for the label-free validators
 class Data:
     """The scenes of a run and their samplers.
 
+    source      the scene that is trained on; with `ceiling` the target with one half of its labels, the target having
+                the other half.  `pair_source` is the name of the pair's source all the same, and `sha256` (source/file
+                and target/file -> digest) holds the files of the pair
     val         held-out source pixels; `shifted` holds them (some of them, if many) under physical perturbations
     test        the labelled target pixels; None where there are none
     unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
@@ -50,16 +54,12 @@ class Data:
     unlabelled: PatchSampler | None
     adaptation: PatchSampler | None
     patch_size: int
+    pair_source: str
+    sha256: dict[str, str]
 
     @property
     def task(self) -> Task:
         return Task(self.source.bands, self.source.n_classes, self.patch_size)
-
-    @property
-    def sha256(self) -> dict[str, str]:
-        """source/file and target/file -> digest."""
-        return {f"{role}/{name}": digest for role, scene in (("source", self.source), ("target", self.target)) if scene
-                for name, digest in scene.sha256.items()}
 
 
 def choose_device(gpu: int, precision: str = "float32", deterministic: bool = False) -> torch.device:
@@ -103,25 +103,22 @@ def data_digests(config: TrainConfig) -> dict[str, str]:
 
 def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator) -> Data:
     """Read both scenes, check them against each other, split the source, put both cubes on the device."""
-    source = read_scene(config, config.source_name)
-    target = read_scene(config, config.target_name) if config.target_name else None
-    if target:
-        check_pair(source, target, config.patch_size)
-        if target.sha256 == source.sha256:
-            log.warning("Source and target are the same files: the target's scores include training pixels.")
-    check_patch(source, config.patch_size)
-    split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng)
+    pair = read_pair(config)
+    source, target = own_halves(*pair, config, rng) if config.ceiling else pair
+    split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng, not config.ceiling)
     test = scene_sampler(target, config, device) if target and target.labels.any() else None
     if config.oracle and test is None:
         raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
     n_target = len(test) if test else None
-    repeat = source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
+    repeat = ceiling_repeat(*pair, config, len(split.train)) if config.ceiling else \
+        source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
     spectra = unit_spectra(source.cube)
     means = class_means(spectra, split.train, split.train_labels) if config.reference_branch else None
     cube, before = place_corrected(spectra, config, device, means)
     unit = before[0] if before else cube
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,
-                         before=before, scales=source_scales(source, unit, config, device))
+                         before=before, scales=source_scales(source, unit, config, device),
+                         balanced=config.balanced_batches == "on")
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     held_out = PatchSampler(unit, split.val, split.val_labels, config.patch_size, config.backend)
     if target and before:
@@ -135,7 +132,43 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
         unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
         adaptation = spread_sampler(target, target_cube, config, before=before) \
             if method_class(config.method).uses_target else None
-    return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size)
+    return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size, pair[0].name,
+                pair_digests(*pair))
+
+
+def read_pair(config: TrainConfig) -> tuple[Scene, Scene | None]:
+    """Source and target, held against each other; None where there is no target."""
+    source = read_scene(config, config.source_name)
+    target = read_scene(config, config.target_name) if config.target_name else None
+    if target:
+        check_pair(source, target, config.patch_size)
+        if target.sha256 == source.sha256 and not config.ceiling:
+            log.warning("Source and target are the same files: the target's scores include training pixels.")
+    check_patch(source, config.patch_size)
+    return source, target
+
+
+def pair_digests(source: Scene, target: Scene | None) -> dict[str, str]:
+    """source/file and target/file -> digest."""
+    return {f"{role}/{name}": digest for role, scene in (("source", source), ("target", target)) if scene
+            for name, digest in scene.sha256.items()}
+
+
+def own_halves(source: Scene, target: Scene, config: TrainConfig, rng: np.random.Generator) -> tuple[Scene, Scene]:
+    """The target twice, under the source's classes, with the half of its labels that a ceiling trains on and with the
+    half that it is scored on."""
+    trained, scored = split_halves(replace(target, class_names=source.class_names), config.patch_size, rng)
+    log.info("A ceiling: trained on one half of the labels of %s, scored on the other; %s is not trained on.",
+             target.name, source.name)
+    return trained, replace(scored, class_names=target.class_names)
+
+
+def ceiling_repeat(source: Scene, target: Scene, config: TrainConfig, n_train: int) -> int:
+    """How often a ceiling's index list of n_train pixels is repeated, so that its epochs have no fewer steps than those
+    of a run on the source."""
+    n_source, n_target = ((scene.labels > 0).sum() for scene in (source, target))
+    once = config.training_sample_ratio * n_source
+    return math.ceil(once * source_repeat(n_source, n_target, config.training_sample_ratio, config.re_ratio) / n_train)
 
 
 def source_scales(source: Scene, unit: Tensor, config: TrainConfig, device: torch.device) -> list[tuple[float, Tensor]]:

@@ -28,7 +28,7 @@ FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run e
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
 GROUPS = {                              # of `train --help`; every setting is in one of them
     "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
-                        "split", "flip_augmentation", "radiation_augmentation", "mixture_augmentation"),
+                        "split", "ceiling", "flip_augmentation", "radiation_augmentation", "mixture_augmentation"),
     "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
     "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights"),
@@ -77,6 +77,8 @@ class TrainConfig(Settings):
         flip_augmentation: flip half the patches.
         radiation_augmentation: multiply half the patches by 0.9 to 1.1 and add noise.
         mixture_augmentation: mix half the patches with another one of the same class and add noise.
+        ceiling: train on half of the target's own labels in place of the source's, and score on the other half, apart
+            by the patch: what is possible on that target, not what a method reaches.
         oracle: also score the target at every evaluation, into a record of its own; never used for training.
         validators: also record the label-free validators entropy, IM and SND at every evaluation, into a record of
             their own. They use unlabelled target; never used for training or selection.
@@ -105,6 +107,7 @@ class TrainConfig(Settings):
     flip_augmentation: bool = True
     radiation_augmentation: bool = True
     mixture_augmentation: bool = False
+    ceiling: bool = False
     oracle: bool = False
     validators: bool = False
     tensorboard: bool = False
@@ -289,6 +292,8 @@ def check(config: TrainConfig) -> TrainConfig:
         raise ConfigError("seeds must not be negative.")
     if not 0 <= config.simulation.severity < math.inf:
         raise ConfigError(f"simulation.severity must not be negative, not {config.simulation.severity}.")
+    if config.ceiling and config.target_name is None:
+        raise ConfigError("ceiling trains on the target's own labels, but there is no target_name.")
     if config.oracle and config.target_name is None:
         raise ConfigError("oracle scores the target every epoch, but there is no target_name.")
     if config.validators and config.target_name is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAMED_LENGTH = 100        # of the settings in a folder's name; the limit is 255 bytes, and the hash keeps it unique
+CEILING = "ceiling ("     # what the label of a run on the target's own labels begins with
 PLAIN_RECIPE = "released"   # changes nothing in a method that no recipe defines
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,10 +135,12 @@ class RunFolder:
     def begin(self, config: TrainConfig, data: Data, environment: dict[str, Any]) -> None:
         """Write what is known before the first step to run.json."""
         self.update_run(status="running", error=None, stopped_early=None, label=run_label(config), seed=config.seed,
-                        source=data.source.name, target=data.target and data.target.name,
+                        source=data.pair_source, target=data.target and data.target.name,
                         classes=list(data.source.class_names), bands=data.task.bands, sha256=data.sha256,
                         uses_target=method_class(config.method).uses_target,
-                        labelled_target_pixels=len(data.test) if data.test else 0, **spread_of(data), **environment)
+                        labelled_target_pixels=len(data.test) if data.test else 0, ceiling=config.ceiling,
+                        training_pixels=data.train.class_counts(len(data.source.class_names)),
+                        **spread_of(data), **environment)
 
     def append(self, path: Path, record: dict[str, Any]) -> None:
         with named_in_errors(path), open(path, "a") as file:
@@ -256,9 +259,20 @@ def open_run(path: str | Path) -> RunFolder:
 def run_label(settings: Settings) -> str:
     """How every record and table calls a run: method, recipe, flipped switches, ablations, the method's note.
 
-    The recipe is named where it means something (`method_label`).
+    The recipe is named where it means something (`method_label`).  That of a ceiling says so first.
     """
-    return " ".join([method_label(settings.method, settings.recipe), *_changes(settings)])
+    label = " ".join([method_label(settings.method, settings.recipe), *_changes(settings)])
+    return ceiling_label(label) if isinstance(settings, TrainConfig) and settings.ceiling else label
+
+
+def ceiling_label(label: str) -> str:
+    """How a run with this label is called when it is a ceiling."""
+    return f"{CEILING}{label})"
+
+
+def is_ceiling(label: str) -> bool:
+    """Whether a run's label, or a name that begins with it, is that of a ceiling."""
+    return label.startswith(CEILING)
 
 
 def method_label(method: str, recipe: str) -> str:
@@ -285,7 +299,7 @@ def spread_of(data: Data) -> dict[str, float]:
 
 def run_name(config: TrainConfig) -> str:
     """A run folder's name: pair, method, recipe, what the label says beside them, seed, `config_hash`."""
-    words = "_".join([config.method, config.recipe, *_changes(config)])
+    words = "_".join([*["ceiling"] * config.ceiling, config.method, config.recipe, *_changes(config)])
     words = words.replace(" ", "_").replace("=", "-").replace(",", ".")[:NAMED_LENGTH]
     source, target = (Path(name).stem if name else "none" for name in (config.source_name, config.target_name))
     return f"{source}-{target}_{words}_seed{config.seed}_{config_hash(config)}"

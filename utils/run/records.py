@@ -37,7 +37,8 @@ SETTINGS: dict[str, Any] = {}                                        # any; util
 EVALUATION = {"rules": {str: _CHOICE}, "constant?": _SCORE, "oracle?": _CHOICE}
 ABOUT = {"status?": str, "error?": Optional[str], "label?": str, "seed?": int, "source?": str, "target?": Optional[str],
          "classes?": list[str], "bands?": int, "sha256?": dict[str, str], "initial_weights?": dict[str, str],
-         "uses_target?": bool, "labelled_target_pixels?": int, "source_spread?": float, "seconds?": float, "peak_memory_mib?": float,
+         "uses_target?": bool, "labelled_target_pixels?": int, "ceiling?": bool, "training_pixels?": list[int],
+         "source_spread?": float, "seconds?": float, "peak_memory_mib?": float,
          "patches_per_second?": float, "stopped_early?": Optional[dict], "trained_in?": str, "derived_by?": str,
          "device?": str, "backend?": str, "threads?": int, "versions?": dict[str, str]}
 BEGUN = ("source", "target", "sha256", "uses_target", "status")      # of ABOUT, once the run has begun

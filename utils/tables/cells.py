@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from model.errors import UserError
+from utils.run.folder import CEILING, is_ceiling
 from utils.run.metrics import SCORES
 from utils.run.selection import ORACLE
 from utils.tables.markup import BEST, LEVEL, Cell, Table
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 TARGET_MARKS = {           # what a run takes from the target: column -> mark behind its name, note under a table
     "uses_target": (" †", "† sees unlabelled target patches while it trains."),
     "adapts": (" ‡", "‡ scene statistics at test time: it is applied with the target scene's own.")}
+CEILING_NOTE = ("Ceiling: trained on half of the target's own labels, scored on the other half, which is apart by the "
+                "patch; what is possible there, not compared.")
 NOT_HONEST = "epoch selected on the target's labels (oracle; not an honest score)"
 UNITS = "(percent, mean ± std over n seeds)"
 CONSTANT = "constant answer"
@@ -65,7 +68,8 @@ def by_seed(runs: pd.DataFrame, key: str) -> dict[int, float]:
 
 def marks_of(values: Values) -> tuple[dict[str, tuple[str, dict[str, float]]], list[int]]:
     """name -> (mark, p and effect sizes of the best one's lead), and the numbers of seeds that the best one shares with
-    each other one; nothing of a single name, since there is nothing to compare."""
+    each other one; nothing of a ceiling, nor of a single name, since there is nothing to compare."""
+    values = {name: scores for name, scores in values.items() if not is_ceiling(name)}
     if len(values) < 2:
         return {}, []
     best, tests = against_best(values)
@@ -114,13 +118,15 @@ def notes(runs: pd.DataFrame, common: list[list[int]]) -> list[str]:
 
 def target_notes(runs: pd.DataFrame) -> list[str]:
     """What the marks of these runs mean."""
-    return [note for column, (_, note) in TARGET_MARKS.items() if runs[column].any()]
+    return [note for column, (_, note) in TARGET_MARKS.items() if runs[column].any()] + \
+        [CEILING_NOTE] * bool(runs["ceiling"].any())
 
 
 def notes_of_names(names: Iterable[str]) -> list[str]:
     """What the marks behind these names mean."""
     names = list(names)
-    return [note for mark, note in TARGET_MARKS.values() if any(mark in name for name in names)]
+    return [note for mark, note in TARGET_MARKS.values() if any(mark in name for name in names)] + \
+        [CEILING_NOTE] * any(CEILING in name for name in names)
 
 
 def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,7 @@ def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
     scene, n_classes = opened[0][1], opened[0][0].task.n_classes
     if scene.sha256 != opened[1][1].sha256 or opened[0][0].class_names != opened[1][0].class_names:
         raise ConfigError(f"{first} and {second} have different targets or classes; their maps cannot be compared.")
+    scene = replace(scene, labels=np.where(opened[1][1].labels > 0, scene.labels, 0))      # what neither trained on
     centres, truth = labelled_pixels(scene.labels)
     if not len(truth):
         raise ConfigError(f"{scene.name} has no labelled pixel to compare maps on.")
@@ -80,7 +81,7 @@ def _open(folder: str, choice: Comparison) -> tuple[Trained, Scene]:
     trained = load_run(open_run(folder), choice.rule, choice.gpu, choice.data_path)
     if trained.config.target_name is None:
         raise ConfigError(f"{folder} was trained without a target.")
-    return trained, read_scene(trained.config, trained.config.target_name)
+    return trained, trained.sealed(read_scene(trained.config, trained.config.target_name))
 
 
 def tables(names: list[str], truth: np.ndarray, maps: list[np.ndarray], positions: np.ndarray, n_classes: int,

@@ -12,7 +12,7 @@ import pandas as pd
 
 from model.errors import UserError
 from model.settings import recipe_switches
-from utils.run.folder import method_label
+from utils.run.folder import ceiling_label, method_label
 from utils.run.metrics import SCORES
 from utils.run.selection import LAST
 from utils.tables.cells import UNITS, add_constant, by_seed, of_rule, power_note, rule_words, score_table
@@ -80,8 +80,9 @@ def _grouped(runs: pd.DataFrame, split: Split) -> pd.DataFrame:
                        setting=[json.dumps(rest, sort_keys=True) for _, rest in parts])
     unchanged = runs[runs["change"] == ""]
     labels = dict(zip(zip(unchanged["pair"], unchanged["setting"]), unchanged["method"]))
-    runs["method"] = [labels.get((pair, text), method_label(one["method"], one["recipe"]))
-                      for pair, text, one in zip(runs["pair"], runs["setting"], settings)]
+    usual = [method_label(one["method"], one["recipe"]) for one in settings]
+    usual = [ceiling_label(label) if ceiling else label for label, ceiling in zip(usual, runs["ceiling"])]
+    runs["method"] = [labels.get(key, label) for key, label in zip(zip(runs["pair"], runs["setting"]), usual)]
     return runs.assign(title=named_settings(runs))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from model.errors import UserError
-from utils.run.folder import RunFolder
+from utils.run.folder import RunFolder, is_ceiling
 from utils.run.metrics import SCORES
 from utils.run.selection import LAST, ORACLE
 from utils.tables.cells import (CONSTANT, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell, marks_of, notes,
@@ -30,6 +31,9 @@ SENSITIVE = ("patch_size", "pro_dim", "GIN_ch", "temp", "beta", "training_sample
 CLASS_SCORES = {SCORES[key]: key for key in ("oa", "aa", "kappa")}      # below the classes
 MEAN = "mean over pairs"
 SHOWN = ("kappa", "aa")
+BASE = "erm"
+SHARE_NOTE = (f"0: as {BASE}; 100: as the ceiling (the highest, where there are several), which is scored on half of "
+              "the labelled target pixels. Missing where the ceiling is not above.")
 
 
 def pairs(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
@@ -59,12 +63,15 @@ def summary(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
 
 
 def overview(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
-    """κ, AA and source-validation OA under one rule: a row per method, a column per pair.  Where runs have an oracle,
-    also how much choosing the epoch on the target's labels adds to κ."""
+    """κ, AA and source-validation OA under one rule: a row per method, a column per pair.  Where there are ceilings,
+    also each method's share of the way to them; where runs have an oracle, how much choosing the epoch on the target's
+    labels adds to κ."""
     chosen = of_rule(runs, rule)
     tables = [_beside(f"{SCORES[key]}, {rule_words(rule)} {UNITS}", chosen, key, ranked=True) for key in SHOWN]
     tables.append(_beside(f"Source-validation OA, {rule_words(rule)} {UNITS}", chosen, "source_val"))
-    last, oracle = (runs[runs["rule"] == name] for name in (LAST.name, ORACLE.name))
+    if chosen["ceiling"].any():
+        tables.append(ceiling_shares(chosen, rule))
+    last, oracle = (runs[(runs["rule"] == name) & ~runs["ceiling"]] for name in (LAST.name, ORACLE.name))
     of_folder = oracle.set_index("folder")
     gained = last[last["folder"].isin(of_folder.index)]
     gained = gained.assign(kappa=gained["folder"].map(of_folder["kappa"]) - gained["kappa"],
@@ -94,6 +101,23 @@ def _beside(title: str, runs: pd.DataFrame, key: str, ranked: bool = False) -> T
     if ranked:
         rows[CONSTANT] = {pair: constant_cell(of_pair, key) for pair, of_pair in runs.groupby("pair", sort=False)}
     return Table(title, "method", rows, notes(runs, common))
+
+
+def ceiling_shares(chosen: pd.DataFrame, rule: str) -> Table:
+    """How far each method gets on each pair from plain `erm` to the ceiling: (κ − κ_erm) / (κ_ceiling − κ_erm) of means
+    over seeds; missing where there is no one row of `erm`, or no ceiling above it."""
+    means = chosen.groupby(["pair", "name"], sort=False)["kappa"].mean()
+    honest = chosen[~chosen["ceiling"] & (chosen["method"] != BASE)]
+    rows = {name: {"n": seeds_over_pairs(part)} for name, part in honest.groupby("name", sort=False)}
+    for pair, of_pair in chosen.groupby("pair", sort=False):
+        base, top = (of_pair.loc[which, "name"].unique() for which in (of_pair["method"] == BASE, of_pair["ceiling"]))
+        low = means[pair, base[0]] if len(base) == 1 else np.nan
+        way = max((means[pair, name] for name in top), default=np.nan) - low
+        for name in honest.loc[honest["pair"] == pair, "name"].unique():
+            share = 100 * (means[pair, name] - low) / way if way > 0 else np.nan
+            rows[name][pair] = Cell(MISSING) if np.isnan(share) else Cell(f"{share:.0f}", numbers={"mean": share})
+    return Table(f"Share of the way from {BASE} to the ceiling, κ, {rule_words(rule)} (percent, of means over n seeds)",
+                 "method", rows, [*target_notes(honest), SHARE_NOTE])
 
 
 def _partial(runs: pd.DataFrame) -> str:
@@ -164,8 +188,9 @@ def alike(runs: pd.DataFrame, names: tuple[str, ...]) -> Iterator[tuple[str, pd.
 
 def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]:
     """Ranks of the methods by mean κ over the pairs that all of them were run on.  Raises UserError if fewer than
-    three methods share at least two pairs."""
-    chosen = of_rule(runs, rule)
+    three methods share at least two pairs.  Ceilings stand below, without a rank."""
+    every = of_rule(runs, rule)
+    chosen = every[~every["ceiling"]]
     means = chosen.groupby(["name", "pair"], sort=False)["kappa"].mean().unstack("pair")
     complete = means.dropna()
     for name in means.index.difference(complete.index):
@@ -183,6 +208,10 @@ def mean_ranks(runs: pd.DataFrame, rule: str = LAST.name) -> tuple[Table, Ranks]
                  f"{ranks.critical_difference:.2f} are not told apart (Nemenyi, α = {ALPHA:g}).")
     if min(row["n"].numbers["n"] for row in rows.values()) < FEWEST_SEEDS:
         found.append(f"Some means are those of fewer than {FEWEST_SEEDS} seeds; their ranks may be chance.")
+    for name, part in every[every["ceiling"]].groupby("name", sort=False):
+        rows[name] = {"n": seeds_over_pairs(part)} | {
+            pair: Cell(f"{value:.1f}", numbers={"mean": value})
+            for pair, value in (100 * part.groupby("pair", sort=False)["kappa"].mean()).items() if pair in complete}
     title = f"Mean ranks over pairs by κ, {rule_words(rule)} (κ in percent, means over n seeds)"
     return Table(title, "method", rows, found), ranks
 
@@ -241,4 +270,11 @@ def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool
     """The tables of one layout from the frame of `collect`; `published`: the user says that scenes are real."""
     runs = named(runs)
     found = LAYOUTS[layout](runs, rule)
-    return found + published_tables(runs, published) if layout == "pairs" else found
+    found = found + published_tables(runs, published) if layout == "pairs" else found
+    return [replace(table, rows=_ceilings_last({row: _ceilings_last(table.rows[row]) for row in table.rows}))
+            for table in found]
+
+
+def _ceilings_last(of_names: dict[str, Any]) -> dict[str, Any]:
+    """Rows, or the cells of a row, with those of ceilings at the end."""
+    return {name: of_names[name] for name in sorted(of_names, key=is_ceiling)}

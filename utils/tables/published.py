@@ -55,7 +55,7 @@ def is_real(about: dict[str, Any], digests: dict[str, str], by_word: bool) -> bo
 
 
 def _table(pair: str, runs: pd.DataFrame, name: str, content: dict[str, Any]) -> Table:
-    ours = runs[runs["rule"] == ORACLE.name]
+    ours = runs[(runs["rule"] == ORACLE.name) & ~runs["ceiling"]]
     rows: dict[str, dict[str, Cell]] = {}
     for label, group in ours.groupby("name", sort=False):
         rows[f"{label} (ours)"] = {"n": seeds_cell(group)} | {

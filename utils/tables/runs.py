@@ -34,7 +34,8 @@ class RunInfo:
 
     pair: SOURCE → TARGET.  data: digest of the scenes' files.  method: the run's label.  setting: all other settings
     that can change a result, as JSON.  epochs: number of recorded evaluations.  uses_target: training saw unlabelled
-    target.  adapts: the weights are applied with the target scene's own statistics.  classes: their names, None where run.json lacks them.
+    target.  adapts: the weights are applied with the target scene's own statistics.  ceiling: training saw half of the
+    target's labels.  classes: their names, None where run.json lacks them.
     """
 
     pair: str
@@ -46,6 +47,7 @@ class RunInfo:
     epochs: int
     uses_target: bool
     adapts: bool
+    ceiling: bool
     folder: str
     config: TrainConfig
     classes: list[str] | None
@@ -58,7 +60,7 @@ class RunInfo:
     @property
     def columns(self) -> dict[str, Any]:
         """The run as columns of a frame; simulation: the settings of the simulated pair."""
-        names = ("pair", "method", "setting", "data", "seed", "folder", "finished", "uses_target", "adapts")
+        names = ("pair", "method", "setting", "data", "seed", "folder", "finished", "uses_target", "adapts", "ceiling")
         return {name: getattr(self, name) for name in names} | {"simulation": to_dict(self.config.simulation)}
 
     def goes_before(self, other: RunInfo) -> bool:
@@ -82,7 +84,7 @@ def read_info(run: RunFolder, known: dict[str, _Read] | None = None) -> RunInfo:
                    method=read.method, setting=setting, seed=read.config.seed,
                    finished=about["status"] == "done", epochs=len(run.records(run.epochs)),
                    uses_target=about["uses_target"], adapts=read.config.scene_correction != NONE,
-                   folder=str(run.path), config=read.config, classes=about.get("classes"))
+                   ceiling=read.config.ceiling, folder=str(run.path), config=read.config, classes=about.get("classes"))
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,13 @@ def _leave_out(run: RunFolder, error: RunFolderError) -> None:
 
 
 def named(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs (RunInfo.columns, and any others), pair by pair, under the names that tables have for them.
+    """Runs (RunInfo.columns, and any others), pair by pair, ceilings last, under the names that tables have for them.
 
     New columns: name (of the method, see `named_settings`), scenes (SOURCE → TARGET).  The column pair tells runs on
     different data apart.
     """
     runs = runs.assign(name=named_settings(runs), scenes=runs["pair"], pair=pair_names(runs))
-    return runs.sort_values("pair", kind="stable", ignore_index=True)
+    return runs.sort_values(["pair", "ceiling"], kind="stable", ignore_index=True)
 
 
 def named_settings(runs: pd.DataFrame) -> pd.Series:

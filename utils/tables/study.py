@@ -43,7 +43,7 @@ CRITERIA = (Criterion("source-val", "source_val_oa", NO_TARGET),
             Criterion("shifted-source", "shifted_source_oa", NO_TARGET),
             Criterion("entropy", "entropy", UNLABELLED), Criterion("IM", "im", UNLABELLED),
             Criterion("SND", "snd", UNLABELLED))
-_OF_THE_RUN = ("pair", "seed", "folder", "finished", "uses_target", "adapts", "name")
+_OF_THE_RUN = ("pair", "seed", "folder", "finished", "uses_target", "adapts", "ceiling", "name")
 _ALWAYS = ("seconds", *(criterion.column for criterion in CRITERIA),
            *(f"{section}_{score}" for section in ("target", "constant") for score in SCORES))
 
@@ -51,10 +51,10 @@ _ALWAYS = ("seconds", *(criterion.column for criterion in CRITERIA),
 def read(folders: Iterable[str | Path]) -> pd.DataFrame:
     """One row per run and recorded epoch, from all run folders at or below `folders` (see `read_runs`).
 
-    Columns: pair, seed, folder, finished, uses_target, adapts, name; epoch (0 = before training); step; and what the records
-    hold, NaN where they lack it: seconds (of the epoch), SECTION_SCORE as fractions (source_val_oa, shifted_source_oa,
-    target_kappa, ...; constant_* = the constant answer), validators and diagnostics under their own names.  A run
-    without a finished epoch is left out with a warning.  Raises UserError if no run is left.
+    Columns: pair, seed, folder, finished, uses_target, adapts, ceiling, name; epoch (0 = before training); step; and
+    what the records hold, NaN where they lack it: seconds (of the epoch), SECTION_SCORE as fractions (source_val_oa,
+    shifted_source_oa, target_kappa, ...; constant_* = the constant answer), validators and diagnostics under their own
+    names.  A run without a finished epoch is left out with a warning.  Raises UserError if no run is left.
     """
     every = read_runs(folders, lambda run, _: _epochs(run))
     for info, epochs in every:
@@ -68,7 +68,7 @@ def read(folders: Iterable[str | Path]) -> pd.DataFrame:
     runs = named(pd.DataFrame([info.columns for info, _ in found]))[list(_OF_THE_RUN)]
     points = pd.DataFrame([run | epoch for run in runs.to_dict("records") for epoch in of_folder[run["folder"]]])
     points = points.reindex(columns=[*points, *(column for column in _ALWAYS if column not in points)])
-    return points.sort_values(["pair", "name", "seed", "epoch"], kind="stable", ignore_index=True)
+    return points.sort_values(["pair", "ceiling", "name", "seed", "epoch"], kind="stable", ignore_index=True)
 
 
 def _epochs(run: RunFolder) -> list[dict[str, Any]]:
@@ -122,7 +122,8 @@ def score_tables(points: pd.DataFrame) -> dict[str, pd.DataFrame]:
             rows[name] = {"n": f"{n} ({open_runs} unfinished)" if open_runs else str(n), "steps": _range(runs["step"]),
                           **{title: _percent(runs[column], n) for title, column in columns.items()},
                           "seconds": f"{runs['seconds'].mean():,.0f}"}
-        constant = of_pair[[f"constant_{score}" for score in SCORES]].max()
+        whole = of_pair if of_pair["ceiling"].all() else of_pair[~of_pair["ceiling"]]     # all labelled target pixels
+        constant = whole[[f"constant_{score}" for score in SCORES]].max()
         if constant.notna().any():
             rows["constant answer"] = {title: f"{100 * constant[column.replace('target', 'constant')]:.1f}"
                                        for title, column in columns.items() if title.startswith("target")}
@@ -137,9 +138,9 @@ def selection(points: pd.DataFrame) -> pd.DataFrame:
     Columns: pair, score, uses; n (runs with score and target at the last epoch); rho_kappa, rho_oa (Spearman over
     these runs); rho_epochs (Spearman with κ over a run's epochs, mean over the n_epochs runs that have one); regret
     (mean over runs: κ of the best epoch - κ of the epoch that the score selects, as fraction).  The row `last`, where
-    the score is the step, has no ρ over runs.
+    the score is the step, has no ρ over runs.  Ceilings, whose source is the target, take no part.
     """
-    rows = []
+    rows, points = [], points[~points["ceiling"]]
     for pair, of_pair in points.groupby("pair", sort=False):
         last = last_epochs(of_pair)
         for criterion in (LAST_EPOCH, *CRITERIA):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from datasets.scene import Scene
+from datasets.splits import split_halves
 from model.errors import CheckpointError
 from model.methods import Method, Task
 from model.seeding import Streams
@@ -43,6 +45,14 @@ class Trained:
     def data(self) -> Data:
         """The scenes of the settings, the source split as in training; read when first asked for."""
         return load_data(self.config, self.device, Streams(self.config.seed, self.device).split)
+
+    def sealed(self, scene: Scene) -> Scene:
+        """The scene with the labels that training did not see: all of them, but for a ceiling on its own target those
+        of the half that it is scored on."""
+        target = {f"target/{name}": digest for name, digest in scene.sha256.items()}
+        if not self.config.ceiling or not target.items() <= self.saved["data"].items():
+            return scene
+        return split_halves(scene, self.config.patch_size, Streams(self.config.seed, self.device).split)[1]
 
 
 def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data_path: str | None = None,

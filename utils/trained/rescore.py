@@ -78,6 +78,8 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     """
     original = run.read_config()
     simulation = original.simulation if severity is None else replace(original.simulation, severity=severity)
+    if original.ceiling:
+        raise ConfigError(f"{run.path} is a ceiling, trained on its own target's labels; train one of the other.")
     target = target_name or original.target_name
     if (target, simulation) == (original.target_name, original.simulation):
         raise ConfigError("The run has this target already; name another one (--target_name), or another severity of "

@@ -230,6 +230,61 @@ def test_ranks_leave_out_what_was_not_run_everywhere(tmp_path, caplog):
         made(tmp_path / "erm", "ranks")
 
 
+@pytest.fixture
+def with_ceilings(tmp_path):
+    """Three seeds of four methods on two pairs, and a ceiling, on the second pair below ERM."""
+    for target, high in (("B", 0.95), ("C", 0.3)):
+        for seed in range(3):
+            for name, score in {"erm": 0.5, "svm": 0.6, "daan": 0.4, "dsu": 0.35}.items():
+                write_run(tmp_path / "honest" / f"{name}{target}{seed}", name, seed, score + seed / 100, 0.5,
+                          target=target, oracle=0.9, uses_target=name == "daan")
+            write_run(tmp_path / f"top{target}{seed}", "erm", seed, high + seed / 100, 0.5, target=target, ceiling=True,
+                      oracle=0.99)
+    return tmp_path
+
+
+@pytest.mark.parametrize("layout", ["pairs", "summary", "overview", "ranks", "per_class"])
+def test_a_ceiling_stands_last_and_is_not_compared(layout, with_ceilings):
+    """Every other row is what it is without the ceiling."""
+    found = {table.title: table for table in made(with_ceilings, layout)}
+    for expected in made(with_ceilings / "honest", layout):
+        table = found.pop(expected.title)
+        names = table.columns if layout == "per_class" else list(table.rows)
+        if "labels add" in table.title:
+            assert table.rows == expected.rows
+            continue
+        assert names[-1] == "ceiling (erm)" and names[:-1] == (expected.columns if layout == "per_class" else
+                                                               list(expected.rows))
+        for row in expected.rows:
+            assert {key: cell for key, cell in table.rows[row].items() if key != "ceiling (erm)"} == expected.rows[row]
+        cells_of = [cell for row, cells in table.rows.items() for key, cell in cells.items()
+                    if "ceiling (erm)" in (row, key)]
+        assert cells_of and not any(cell.mark for cell in cells_of) and cells.CEILING_NOTE in table.notes
+    assert all(title.startswith("Share of the way") for title in found) and bool(found) == (layout == "overview")
+
+
+def test_the_share_of_the_way_to_the_ceiling(with_ceilings, caplog):
+    """κ on B: erm 31, svm 41, daan 21, dsu 16, ceiling 76; on C the ceiling is below erm."""
+    table = made(with_ceilings, "overview")[3]
+    assert texts(table) == {name: {"n": "3", "A → B": share, "A → C": "–"}
+                            for name, share in {"svm": "22", "daan †": "-22", "dsu": "-33"}.items()}
+    assert table.rows["svm"]["A → B"].numbers["mean"] == pytest.approx(100 * 10 / 45)
+    assert "erm to the ceiling, κ, rule last" in table.title and "Missing where" in table.notes[-1]
+    for seed in range(3):                                       # a higher one takes its place; two rows of erm: none
+        write_run(with_ceilings / f"other{seed}", "erm robust", seed, 0.6 + seed / 100, 0.5, target="C", ceiling=True)
+        write_run(with_ceilings / f"wide{seed}", "erm", seed, 0.6, 0.5, target="B", pro_dim=64)
+    shares = texts(made(with_ceilings, "overview")[3])["svm"]
+    assert shares == {"n": "3", "A → B": "–", "A → C": "100"}
+    assert made(with_ceilings, "overview")[0].rows["ceiling (erm robust)"]["A → C"].text == "41.0 ± 1.0"
+
+
+def test_an_ablation_of_a_ceiling_is_a_table_of_its_own(tmp_path):
+    for ceiling in (False, True):
+        s2amsnet(tmp_path, 0, 0.7, ceiling=ceiling, ablate=["no_mixing"])
+    titles = [table.title.partition(",")[0] for table in made(tmp_path, "ablation")]
+    assert sorted(titles) == ["A → B: ceiling (s2amsnet paper)", "A → B: s2amsnet paper"]
+
+
 def test_the_diagram_of_ranks_can_be_read():
     for n in (3, 8, 15):
         scores = {f"method {i} released †": [i + 0.3 * (i * pair % 5) for pair in range(4)] for i in range(n)}

@@ -77,6 +77,21 @@ def test_a_point_per_epoch_with_steps_and_all_that_was_recorded(tmp_path):
     assert last["constant_oa"] == 0.75 and last["constant_aa"] == 0.5 and last["constant_kappa"] == 0
 
 
+def test_a_ceiling_ranks_nothing(tmp_path):
+    """Which score tells good runs from bad ones is asked of runs on the source alone; the constant answer is theirs."""
+    write_study(tmp_path / "runs", pairs=("AB",))
+    before = study.read([tmp_path])
+    folder = write_run(tmp_path / "top", seed=9, target=(0.9, 0.95), shifted=(0.1, 0.1), im=(0.1, 0.2), ceiling=True)
+    write_lines(folder / "oracle.jsonl", [{"epoch": k, "target": score(0.9), "confusion": [[9, 1], [0, 0]]}
+                                          for k in (1, 2)])
+    points = study.read([tmp_path])
+    pd.testing.assert_frame_equal(study.selection(points), study.selection(before))
+    (table,), (expected,) = (study.score_tables(each).values() for each in (points, before))
+    assert table.index[-2] == "ceiling (erm)" and table.loc["ceiling (erm)", "target κ"] == "70.0"
+    assert table.drop("ceiling (erm)").equals(expected)
+    assert "Ceiling: " in study.make_tables(points)["scores"][0]
+
+
 def test_missing_files_and_keys_leave_gaps(tmp_path):
     folder = write_run(tmp_path / "a", diagnostics=[{"epoch": 0, "ce_source": 2.0}])
     (folder / "oracle.jsonl").unlink()
