@@ -1,4 +1,4 @@
-"""The embedded simulated pair on disk: written once per severity, seed and version of the simulator."""
+"""The embedded simulated pair on disk: written once per severity, seed, gap and version of the simulator."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from datasets.scene import Scene
 from datasets.simulator.simulate import write_pair
 from model.errors import ConfigError
 
-SIMULATOR = ("simulate.py", "land.py", "materials.py")
 
-
-def load_scene_or_simulate(name: str, data_path: str | None, severity: float, simulation_seed: int) -> Scene:
+def load_scene_or_simulate(name: str, data_path: str | None, severity: float, simulation_seed: int,
+                           gap: str = "fixed") -> Scene:
     """A scene by name; the embedded simulated ones are written to disk first where they are missing."""
-    return load_scene(name, scene_folder(name, data_path, severity, simulation_seed))
+    return load_scene(name, scene_folder(name, data_path, severity, simulation_seed, gap))
 
 
-def scene_folder(name: str, data_path: str | None, severity: float, simulation_seed: int) -> str | None:
+def scene_folder(name: str, data_path: str | None, severity: float, simulation_seed: int,
+                 gap: str = "fixed") -> str | None:
     """The folder of a simulated scene's files, written first where it is missing; of any other scene, what was given."""
     if not read_description(find_description(name)).simulated:
         return data_path
     root = Path(data_path) if data_path else DATA_ROOT / "Simulated"
-    folder = root / f"severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
+    kind = "" if gap == "fixed" else f"{gap}_"
+    folder = root / f"{kind}severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
     if not folder.exists():
-        _write_once(folder, severity, simulation_seed)
+        _write_once(folder, severity, simulation_seed, gap)
     return str(folder)
 
 
 def simulator_version() -> str:
     """Eight hex digits that change with the simulator's code, so that files of an older one are never read."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in SIMULATOR)).hexdigest()[:8]
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
-def _write_once(folder: Path, severity: float, simulation_seed: int) -> None:
+def _write_once(folder: Path, severity: float, simulation_seed: int, gap: str) -> None:
     """Write the pair beside its place and move it there whole; of several processes the first one wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as part:
-            write_pair(Path(part) / "pair", severity, simulation_seed)
+            write_pair(Path(part) / "pair", severity, simulation_seed, gap)
             (Path(part) / "pair").rename(folder)
     except OSError as error:
         if folder.exists():

@@ -1,5 +1,5 @@
 """Where things stand in a simulated scene: a slightly turned street grid with blocks of houses, halls, fields, trees
-and water, drawn at a ground resolution of about 2.5 m."""
+and water.  Lengths are in the source's pixels, of about 2.5 m."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from datasets.simulator.materials import MATERIALS
+from datasets.simulator.canvas import (BACKGROUND, HEALTHY, NON_RESIDENTIAL, RESIDENTIAL, ROAD, STRESSED, SUN_DIRECTION,
+                                       TREES, WATER, Canvas, Region)
+from datasets.simulator.gap import DomainGap
 
-CLASS_NAMES = ("grass healthy", "grass stressed", "trees", "water", "residential buildings",
-               "non-residential buildings", "road")
-BACKGROUND, HEALTHY, STRESSED, TREES, WATER, RESIDENTIAL, NON_RESIDENTIAL, ROAD = range(8)
-
-_MATERIAL_INDEX = {name: index for index, name in enumerate(MATERIALS)}
 _BLOCK_KINDS = ("commercial", "residential", "fields", "grove", "lake", "park", "residential", "commercial")
-_SUN_DIRECTION = np.array([-0.6, -0.8])     # towards the sun, (row, column): upper left
 _LABELLED_SHARE = {HEALTHY: 0.85, STRESSED: 0.85, TREES: 0.90, WATER: 0.90, RESIDENTIAL: 0.95, NON_RESIDENTIAL: 0.90,
                    ROAD: 0.80}
 
@@ -39,82 +35,31 @@ class LandCover:
     shadow: np.ndarray
 
 
-class _Canvas:
-    """The maps while they are painted.  u and v [H, W] are pixel coordinates along the two street directions."""
-
-    def __init__(self, shape: tuple[int, int], rng: np.random.Generator):
-        self.rng = rng
-        row, column = np.mgrid[:shape[0], :shape[1]].astype(float)
-        self.angle = np.deg2rad(rng.uniform(6, 14) * rng.choice([-1, 1]))
-        self.u = np.cos(self.angle) * column + np.sin(self.angle) * row
-        self.v = np.cos(self.angle) * row - np.sin(self.angle) * column
-        self.material = np.zeros(shape, np.int64)
-        self.objects = np.zeros(shape, np.int64)
-        self.classes = np.zeros(shape, np.int64)
-        self.sunlight = np.ones(shape)
-        self.height = np.zeros(shape)
-        self.n_objects = 1                     # object 0 is the ground that nothing was painted on
-
-    def paint(self, mask: np.ndarray, material: str, label: int = BACKGROUND, height: float = 0.0,
-              sunlight: np.ndarray | float = 1.0) -> None:
-        """Put one new object on top of what is there.  height in pixels (a building of that height casts a shadow)."""
-        self.material[mask] = _MATERIAL_INDEX[material]
-        self.objects[mask] = self.n_objects
-        self.classes[mask] = label
-        self.height[mask] = height
-        self.sunlight[mask] = sunlight[mask] if isinstance(sunlight, np.ndarray) else sunlight
-        self.n_objects += 1
-
-    def box(self, u0: float, u1: float, v0: float, v1: float) -> np.ndarray:
-        """[H, W] mask of a rectangle along the streets."""
-        return (self.u >= u0) & (self.u < u1) & (self.v >= v0) & (self.v < v1)
-
-    def blob(self, u: float, v: float, half_u: float, half_v: float) -> np.ndarray:
-        """[H, W] mask of an ellipse with a wavy outline."""
-        angle = np.arctan2(self.v - v, self.u - u)
-        outline = 1 + sum(self.rng.uniform(0.02, 0.14) * np.cos(k * angle + self.rng.uniform(0, 2 * np.pi))
-                          for k in (2, 3, 5))
-        return np.hypot((self.u - u) / half_u, (self.v - v) / half_v) < outline
-
-    def crown(self, u: float, v: float, radius: float) -> None:
-        """Paint one tree: a disc, bright towards the sun and dark on the far side."""
-        to_sun_u = np.cos(self.angle) * _SUN_DIRECTION[1] + np.sin(self.angle) * _SUN_DIRECTION[0]
-        to_sun_v = np.cos(self.angle) * _SUN_DIRECTION[0] - np.sin(self.angle) * _SUN_DIRECTION[1]
-        facing = ((self.u - u) * to_sun_u + (self.v - v) * to_sun_v) / radius
-        mask = np.hypot(self.u - u, self.v - v) < radius
-        self.paint(mask, "tree", TREES, sunlight=np.clip(0.80 + 0.45 * facing, 0.25, 1.2))
-
-
-def _deal(rng: np.random.Generator, kinds: tuple[str, ...], n: int) -> list[str]:
-    """n kinds in random order, each as often as the others: a scene never lacks one by chance."""
-    rounds = [kind for _ in range(-(-n // len(kinds))) for kind in rng.permutation(kinds)]
-    return [str(kind) for kind in rounds[:n]]
-
-
-def _residential(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
+def _residential(canvas: Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """Rows of small gabled roofs in gardens with a tree here and there."""
     rng = canvas.rng
-    canvas.paint(canvas.box(u0, u1, v0, v1), rng.choice(["healthy grass", "stressed grass"]))
+    canvas.paint(canvas.box(u0, u1, v0, v1), canvas.choose(("healthy grass", "stressed grass")))
     columns, rows = max(1, int((u1 - u0) / 10.5)), max(1, int((v1 - v0) / 11.5))
-    roofs = _deal(rng, ("shingle", "tile", "shingle"), columns * rows)
+    roofs = canvas.deal(("shingle", "tile", "shingle"), columns * rows)
     pitch_u, pitch_v = (u1 - u0) / columns, (v1 - v0) / rows
     for index, roof in enumerate(roofs):
         u = u0 + (index % columns + 0.5) * pitch_u + rng.uniform(-0.8, 0.8)
         v = v0 + (index // columns + 0.5) * pitch_v + rng.uniform(-0.8, 0.8)
         half_u, half_v = rng.uniform(2.6, 3.5), rng.uniform(2.8, 4.0)
-        gable = np.where(canvas.v < v, 1.10, 0.72) if half_u > half_v else np.where(canvas.u < u, 1.10, 0.72)
-        canvas.paint(canvas.box(u - half_u, u + half_u, v - half_v, v + half_v), roof, RESIDENTIAL, 2, gable)
+        house = canvas.box(u - half_u, u + half_u, v - half_v, v + half_v)
+        facing = canvas.v[house.window] < v if half_u > half_v else canvas.u[house.window] < u
+        canvas.paint(house, roof, RESIDENTIAL, 2, np.where(facing, 1.10, 0.72))
         if rng.random() < 0.5:
             canvas.crown(u + 0.5 * pitch_u, v + rng.uniform(-0.4, 0.4) * pitch_v, rng.uniform(1.4, 2.3))
 
 
-def _commercial(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
+def _commercial(canvas: Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """One or two big flat roofs with machinery on them, in a parking lot."""
     rng = canvas.rng
-    canvas.paint(canvas.box(u0, u1, v0, v1), rng.choice(["asphalt", "concrete"]))
+    canvas.paint(canvas.box(u0, u1, v0, v1), canvas.choose(("asphalt", "concrete")))
     parts = 2 if u1 - u0 > 24 else 1
     width = (u1 - u0) / parts
-    for part, roof in enumerate(_deal(rng, ("membrane", "gravel", "sheet metal"), parts)):
+    for part, roof in enumerate(canvas.deal(("membrane", "gravel", "sheet metal"), parts)):
         left, gap = u0 + part * width, rng.uniform(1.5, 3.5, 4)
         box = (left + gap[0], left + width - gap[1], v0 + gap[2], v1 - gap[3])
         canvas.paint(canvas.box(*box), roof, NON_RESIDENTIAL, 3)
@@ -123,33 +68,34 @@ def _commercial(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> 
             canvas.paint(canvas.box(u, u + 1.5, v, v + 1.5), "sheet metal", height=3)
 
 
-def _fields(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
+def _fields(canvas: Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """Two to four strips, healthy and stressed grass in equal shares."""
     strips = int(np.clip((u1 - u0) / 9, 2, 4))
-    kinds = _deal(canvas.rng, ("healthy grass", "stressed grass"), strips)
+    kinds = canvas.deal(("healthy grass", "stressed grass"), strips)
     edges = np.linspace(u0, u1, strips + 1) + np.r_[0, canvas.rng.uniform(-1.5, 1.5, strips - 1), 0]
     for kind, left, right in zip(kinds, edges[:-1], edges[1:]):
         canvas.paint(canvas.box(left, right, v0, v1), kind, HEALTHY if kind == "healthy grass" else STRESSED)
 
 
-def _grove(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
+def _grove(canvas: Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """Crowns that touch and overlap, above shaded ground."""
     rng = canvas.rng
-    canvas.paint(canvas.box(u0, u1, v0, v1), rng.choice(["soil", "stressed grass"]), sunlight=0.5)
+    canvas.paint(canvas.box(u0, u1, v0, v1), canvas.choose(("soil", "stressed grass")), sunlight=0.5)
     for _ in range(int((u1 - u0 - 4) * (v1 - v0 - 4) / 9)):
         canvas.crown(rng.uniform(u0 + 2, u1 - 2), rng.uniform(v0 + 2, v1 - 2), rng.uniform(1.8, 3.6))
 
 
-def _lake(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
+def _lake(canvas: Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """A lake with a sandy shore in a dry meadow."""
     canvas.paint(canvas.box(u0, u1, v0, v1), "stressed grass", STRESSED)
     u, v, half_u, half_v = (u0 + u1) / 2, (v0 + v1) / 2, 0.36 * (u1 - u0), 0.36 * (v1 - v0)
-    lake = canvas.blob(u, v, half_u, half_v)
-    canvas.paint(ndimage.binary_dilation(lake), "soil")
+    shore = max(1, round(1 / canvas.step))
+    lake = canvas.blob(u, v, half_u, half_v, 2 * shore * canvas.step)
+    canvas.paint(Region(lake.window, ndimage.binary_dilation(lake.inside, iterations=shore)), "soil")
     canvas.paint(lake, "water", WATER)
 
 
-def _park(canvas: _Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
+def _park(canvas: Canvas, u0: float, u1: float, v0: float, v1: float) -> None:
     """A lawn with worn patches, a pond and single trees."""
     rng = canvas.rng
     canvas.paint(canvas.box(u0, u1, v0, v1), "healthy grass", HEALTHY)
@@ -173,17 +119,17 @@ def _street_lines(rng: np.random.Generator, low: float, high: float) -> tuple[np
     return positions[crossing], half_widths[crossing]
 
 
-def _paint_blocks(canvas: _Canvas, us: np.ndarray, vs: np.ndarray) -> None:
+def _paint_blocks(canvas: Canvas, us: np.ndarray, vs: np.ndarray) -> None:
     """Fill the blocks between the streets; the largest ones get one of each kind, so no class is missing."""
     us, vs = np.r_[us[0] - 40, us, us[-1] + 40], np.r_[vs[0] - 40, vs, vs[-1] + 40]
     boxes = [(u0 + 2, u1 - 2, v0 + 2, v1 - 2) for u0, u1 in zip(us[:-1], us[1:]) for v0, v1 in zip(vs[:-1], vs[1:])]
-    visible = np.array([np.count_nonzero(canvas.box(*box)) for box in boxes])
+    visible = np.array([np.count_nonzero(canvas.box(*box).inside) for box in boxes])
     order = [index for index in np.argsort(-visible, kind="stable") if visible[index]]
-    for index, kind in zip(order, _deal(canvas.rng, _BLOCK_KINDS, len(order))):
+    for index, kind in zip(order, canvas.deal(_BLOCK_KINDS, len(order), all_first=True)):
         _PAINTERS[kind](canvas, *boxes[index])
 
 
-def _paint_streets(canvas: _Canvas, us: np.ndarray, vs: np.ndarray, wide_u: np.ndarray, wide_v: np.ndarray) -> None:
+def _paint_streets(canvas: Canvas, us: np.ndarray, vs: np.ndarray, wide_u: np.ndarray, wide_v: np.ndarray) -> None:
     """Stretches of road from crossing to crossing (avenues in concrete, streets in asphalt), then cars."""
     far = 1e4
     for positions, halves, crossings, along_v in ((us, wide_u, vs, True), (vs, wide_v, us, False)):
@@ -192,27 +138,28 @@ def _paint_streets(canvas: _Canvas, us: np.ndarray, vs: np.ndarray, wide_u: np.n
             material = "concrete" if half > 2.5 else "asphalt"
             for start, end in zip(stops[:-1], stops[1:]):
                 span, across = (start, end), (position - half, position + half)
-                mask = canvas.box(*across, *span) if along_v else canvas.box(*span, *across)
-                canvas.paint(mask, material, ROAD)
+                canvas.paint(canvas.box(*across, *span) if along_v else canvas.box(*span, *across), material, ROAD)
     on_road = np.argwhere(canvas.classes == ROAD)
-    for row, column in canvas.rng.choice(on_road, len(on_road) // 80, replace=False):
-        car = np.zeros(canvas.classes.shape, bool)
-        car[row, column] = True
-        canvas.paint(car, "sheet metal")
+    side = max(1, round(1 / canvas.step))
+    for row, column in canvas.rng.choice(on_road, len(on_road) // (80 * side ** 2), replace=False):
+        window = np.s_[row:row + side, column:column + side]
+        canvas.paint(Region(window, np.ones(canvas.classes[window].shape, bool)), "sheet metal")
 
 
-def _cast_shadows(canvas: _Canvas) -> np.ndarray:
+def _cast_shadows(canvas: Canvas) -> np.ndarray:
     """[H, W] True where a building stands between the ground and the sun."""
-    shadow = np.zeros(canvas.height.shape, bool)
-    for distance in (1, 2, 3):
-        caster = ndimage.shift(canvas.height, -distance * _SUN_DIRECTION, order=0, mode="constant")
-        shadow |= caster - canvas.height >= distance
+    height = canvas.height / canvas.step
+    shadow = np.zeros(height.shape, bool)
+    for distance in range(1, int(height.max()) + 1):
+        caster = ndimage.shift(height, -distance * SUN_DIRECTION, order=0, mode="constant")
+        shadow |= caster - height >= distance
     return shadow
 
 
-def draw_land_cover(shape: tuple[int, int], rng: np.random.Generator) -> LandCover:
-    """Draw the maps of one scene of shape (H, W)."""
-    canvas = _Canvas(shape, rng)
+def draw_land_cover(shape: tuple[int, int], rng: np.random.Generator, gap: DomainGap = DomainGap(),
+                    step: float = 1.0) -> LandCover:
+    """Draw the maps of one scene of shape (H, W), with the mix of surfaces of a gap, seen every `step`."""
+    canvas = Canvas(shape, rng, gap, step)
     us, wide_u = _street_lines(rng, canvas.u.min(), canvas.u.max())
     vs, wide_v = _street_lines(rng, canvas.v.min(), canvas.v.max())
     _paint_blocks(canvas, us, vs)
@@ -220,18 +167,24 @@ def draw_land_cover(shape: tuple[int, int], rng: np.random.Generator) -> LandCov
     shadow = _cast_shadows(canvas)
     _, objects = np.unique(canvas.objects, return_inverse=True)
     return LandCover(canvas.material, objects.reshape(shape), canvas.classes,
-                  np.where(shadow, 0.0, canvas.sunlight), shadow)
+                     np.where(shadow, 0.0, canvas.sunlight), shadow)
 
 
-def annotate(land: LandCover, rng: np.random.Generator) -> np.ndarray:
-    """[H, W] int64 labels as an annotator draws them: some objects of each class, without borders and cast shadows."""
+def annotate(land: LandCover, rng: np.random.Generator, samples: int = 1) -> np.ndarray:
+    """[H, W] int64 labels as an annotator draws them: some objects of each class, without borders and cast shadows.
+
+    The maps have samples × samples points in each pixel; mixed pixels and those that touch another class stay out.
+    """
     inside = ndimage.minimum_filter(land.classes, 3) == ndimage.maximum_filter(land.classes, 3)
-    candidates = np.where(inside & ~land.shadow, land.classes, BACKGROUND)
+    height, width = land.classes.shape
+    whole = (inside & ~land.shadow).reshape(height // samples, samples, width // samples, samples).all(axis=(1, 3))
+    classes, objects = (layer[::samples, ::samples] for layer in (land.classes, land.objects))
+    candidates = np.where(whole, classes, BACKGROUND)
     labels = np.zeros_like(candidates)
     for label, share in _LABELLED_SHARE.items():
         mine = candidates == label
-        ids, counts = np.unique(land.objects[mine], return_counts=True)
+        ids, counts = np.unique(objects[mine], return_counts=True)
         order = rng.permutation(len(ids))
         enough = np.searchsorted(np.cumsum(counts[order]), share * counts.sum()) + 1
-        labels[mine & np.isin(land.objects, ids[order[:enough]])] = label
+        labels[mine & np.isin(objects, ids[order[:enough]])] = label
     return labels

@@ -105,7 +105,7 @@ def test_the_simulated_pair_is_written_once_and_whole(tmp_path, monkeypatch):
     load_scene_or_simulate("SimTarget", str(tmp_path), 1.0, 0)
     assert (folder / "SimSource.mat").stat().st_mtime_ns == written
 
-    def interrupted(path, severity, seed):
+    def interrupted(path, *_):
         path.mkdir()
         raise KeyboardInterrupt
 

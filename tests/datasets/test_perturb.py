@@ -10,8 +10,10 @@ from datasets import patches, perturb
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler, place
 from datasets.perturb import FLIGHTS, SIZES, VIEWS, Perturbations, ShiftedSource, brightness, wavelengths_of
+from datasets.simulator.gap import gap_at
 from datasets.simulator.land import draw_land_cover
-from datasets.simulator.simulate import SHAPE, WAVELENGTHS, _gain, _reflectance, _sun, gap_at
+from datasets.simulator.sensor import WAVELENGTHS, gain, sun
+from datasets.simulator.simulate import SHAPE, _reflectance
 from model.ops import cuda
 
 CPU = torch.device("cpu")
@@ -104,7 +106,7 @@ def test_the_sizes_are_those_of_the_simulated_gap():
 
     def light(gap):
         sky = gap.sky_light * (550 / WAVELENGTHS) ** 2.5
-        return np.log(_sun(WAVELENGTHS, gap.water_vapour) * (1 + sky) * _gain(gap))
+        return np.log(sun(WAVELENGTHS, gap.water_vapour) * (1 + sky) * gain(gap))
 
     for index, severity in enumerate((1, 2)):
         gap, source = gap_at(severity), gap_at(0)

@@ -17,9 +17,12 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from datasets.readers import load_scene
-from datasets.simulator.land import CLASS_NAMES, annotate, draw_land_cover
+from datasets.simulator.canvas import CLASS_NAMES
+from datasets.simulator.gap import FIXED, DomainGap, gap_at
+from datasets.simulator.land import annotate, draw_land_cover
 from datasets.simulator.materials import MATERIALS
-from datasets.simulator.simulate import SHAPE, WAVELENGTHS, DomainGap, gap_at, simulate_pair, simulate_scene, write_pair
+from datasets.simulator.sensor import WAVELENGTHS
+from datasets.simulator.simulate import SHAPE, simulate_pair, simulate_scene, write_pair
 from model.errors import ConfigError
 
 SEEDS = (0, 1, 2)
@@ -130,9 +133,10 @@ def test_global_random_state_plays_no_part():
 def test_the_gap_grows_linearly_from_the_source_values():
     assert gap_at(0) == DomainGap()
     nominal, one, two = (asdict(gap_at(severity)) for severity in (0, 1, 2))
-    for name in nominal:
+    for name in FIXED:
         assert one[name] != nominal[name], name
         assert two[name] - one[name] == pytest.approx(one[name] - nominal[name]), name
+    assert {name for name in nominal if two[name] != nominal[name]} == FIXED.keys()
 
 
 @pytest.mark.parametrize("severity", [-0.1, 3.5, float("nan")])
