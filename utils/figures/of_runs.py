@@ -53,13 +53,14 @@ def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
     """Scores over the severity of the simulated gap."""
     simulated = runs[runs["scenes"].str.endswith(SIMULATED)]
     simulated = simulated.assign(severity=[simulation["severity"] for simulation in simulated["simulation"]],
-                                 drawing=[simulation["seed"] for simulation in simulated["simulation"]])
+                                 drawing=[simulation["seed"] for simulation in simulated["simulation"]],
+                                 gap=[simulation.get("gap", "") for simulation in simulated["simulation"]])
     figures = {}
-    for (scenes, drawing), chosen in simulated.groupby(["scenes", "drawing"]):
+    for (scenes, gap, drawing), chosen in simulated.groupby(["scenes", "gap", "drawing"]):
         if chosen["severity"].nunique() > 1:
-            figures[f"severity_{_file(scenes)}_{drawing}"] = plot_severity(
-                chosen, f"{scenes}, simulation seed {drawing}, rule last; line: mean over n seeds, "
-                        "band: smallest to largest")
+            figures["_".join(filter(None, ("severity", _file(scenes), gap, str(drawing))))] = plot_severity(
+                chosen, f"{scenes}, simulation seed {drawing}{gap and f', {gap} gap'}, rule last; "
+                        "line: mean over n seeds, band: smallest to largest")
     if not figures:
         raise UserError("A figure over the severity needs runs on the simulated pair at two severities at least "
                         "(main.py transfer RUNS --severity 2).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -86,7 +86,7 @@ def choose_device(gpu: int, precision: str = "float32", deterministic: bool = Fa
 
 def read_scene(config: TrainConfig, name: str) -> Scene:
     """The scene of this name, or of this scene file.  Hot pixels are warned of."""
-    scene = load_scene_or_simulate(name, config.data_path, config.simulation.severity, config.simulation.seed)
+    scene = load_scene_or_simulate(name, config.data_path, *astuple(config.simulation))
     warn_of_hot_pixels(scene)
     return scene
 
@@ -96,7 +96,7 @@ def data_digests(config: TrainConfig) -> dict[str, str]:
     found = {}
     for role, name in (("source", config.source_name), ("target", config.target_name)):
         if name:
-            folder = scene_folder(name, config.data_path, config.simulation.severity, config.simulation.seed)
+            folder = scene_folder(name, config.data_path, *astuple(config.simulation))
             found |= {f"{role}/{file}": digest for file, digest in scene_digests(name, folder).items()}
     return found
 

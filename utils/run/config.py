@@ -44,10 +44,12 @@ class Simulation:
     Args:
         severity: strength of the domain gap: 0 none, 1 default, 2 hard.
         seed: seed of layout, materials and noise.
+        gap: what the severity scales: one 'fixed' gap for all seeds, or one 'drawn' by each seed (docs/data.md).
     """
 
     severity: float = 1.0
     seed: int = 0
+    gap: Literal["fixed", "drawn"] = "fixed"
 
 
 @dataclass
@@ -302,9 +304,10 @@ def check(config: TrainConfig) -> TrainConfig:
 
 
 def to_dict(config: TrainConfig | Simulation) -> dict[str, Any]:
-    """The settings as plain dictionaries and lists."""
+    """The settings as plain dictionaries and lists.  A fixed gap is left out: runs, names and tables of before there
+    were others stay what they are."""
     return {name: to_dict(value) if isinstance(value := getattr(config, name), Simulation) else value
-            for name in config.__dataclass_fields__}
+            for name in config.__dataclass_fields__ if name != "gap" or config.gap != "fixed"}
 
 
 def to_yaml(config: TrainConfig) -> str:

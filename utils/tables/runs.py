@@ -192,7 +192,8 @@ def pair_names(runs: pd.DataFrame) -> pd.Series:
         if of_pair["data"].nunique() == 1:
             continue
         simulations = of_pair["simulation"].map(
-            lambda one: ", ".join(f"{key} {value:g}" for key, value in sorted(one.items(), reverse=True)))
+            lambda one: ", ".join(f"{key} {value:g}" if key != "gap" else f"{value} {key}"
+                                  for key, value in sorted(one.items(), reverse=True)))
         told = simulations.nunique() == of_pair["data"].nunique()
         names[of_pair.index] += " (" + (simulations if told else "data " + of_pair["data"]) + ")"
     return names

@@ -9,6 +9,7 @@ import pytest
 import main
 from figure_checks import legend_texts, legible, shown
 from model.errors import UserError
+from table_runs import write_run
 from utils.figures import of_runs
 from utils.figures.comparison import plot_features, plot_map_gallery, plot_seeds, plot_severity
 
@@ -75,6 +76,14 @@ def test_seeds_are_points_in_the_order_of_the_means():
     points = [line.get_xdata() for line in left.lines if line.get_marker() == "."]
     np.testing.assert_allclose(points, [[60, 61, 62], [80, 81, 82]])
     assert len(right.lines) == 2                            # one method, its points and its mean
+
+
+def test_drawn_pairs_have_severity_figures_of_their_own(tmp_path):
+    for severity in (1.0, 2.0):
+        for gap in ("fixed", "drawn"):
+            write_run(tmp_path / f"{gap}{severity}", "erm", 0, 0.6, 0.5, data=f"{gap}{severity}", target="SimTarget",
+                      simulation={"severity": severity, "gap": gap})
+    assert sorted(of_runs.gallery("severity", [tmp_path])) == ["severity_A-SimTarget_0", "severity_A-SimTarget_drawn_0"]
 
 
 @pytest.fixture(scope="module")

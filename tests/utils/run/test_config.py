@@ -10,7 +10,7 @@ import yaml
 from model.errors import CheckpointError, ConfigError
 from model.settings import RECIPES, Switches, flipped_switches, recipe_switches
 from utils.run.config import GROUPS, Simulation, TrainConfig, changed, parse_train, read_config, to_yaml
-from utils.run.folder import run_label, run_name
+from utils.run.folder import config_hash, run_label, run_name
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -187,6 +187,16 @@ def test_print_config_prints_resolved_settings_that_read_back(tmp_path, capsys):
     values = yaml.safe_load(path.read_text())
     assert {name: values[name] for name in recipe_switches("paper")} == recipe_switches("paper")
     assert read_config(path) == read_config(recipe="paper", simulation={"severity": 2.0})
+
+
+def test_a_fixed_gap_is_not_written_and_a_drawn_one_is():
+    fixed, drawn = (parse_train(["--simulation.severity", "2", "--simulation.gap", gap]) for gap in ("fixed", "drawn"))
+    assert fixed == parse_train(["--simulation.severity", "2"]) and fixed != drawn
+    written = [yaml.safe_load(to_yaml(config))["simulation"] for config in (fixed, drawn)]
+    assert written == [{"severity": 2.0, "seed": 0}, {"severity": 2.0, "seed": 0, "gap": "drawn"}]
+    assert config_hash(fixed) == config_hash(parse_train(["--simulation.severity", "2"])) != config_hash(drawn)
+    with pytest.raises(ConfigError, match="simulation.gap must be fixed or drawn, not wide"):
+        parse_train(["--simulation.gap", "wide"])
 
 
 def test_every_field_is_used():

@@ -63,6 +63,14 @@ def test_tables_and_study_tell_pairs_apart_by_the_same_names(tmp_path):
     assert {pair for pair in pairs if "severity" in pair} == {f"A → C (severity {k}, seed 0)" for k in range(3)}
 
 
+def test_a_drawn_gap_is_part_of_a_pairs_name(tmp_path):
+    for name, simulation in (("fixed", {"severity": 1.0}), ("drawn", {"severity": 1.0, "gap": "drawn"})):
+        write_run(tmp_path / name, "erm", 0, 0.6, 0.5, data=name, target="C", simulation=simulation)
+    runs = collect([tmp_path])
+    assert set(named(runs)["pair"]) == {f"A → C (severity 1, seed 0{drawn})" for drawn in ("", ", drawn gap")}
+    assert '""simulation"": {""gap"": ""drawn"", ""seed"": 0, ""severity"": 1.0}' in as_csv(runs)
+
+
 def test_of_two_repetitions_the_fuller_one_stays(tmp_path, caplog):
     with_epochs(tmp_path / "a", "erm", 0, 0.6, 0.5, status="running", epochs=3)
     with_epochs(tmp_path / "b", "erm", 0, 0.6, 0.5, status="running", epochs=4)

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 import main
 from conftest import SMALL, same_state, write_scene
+from datasets.simulator import simulate
 from datasets.writers import write_mat_v5
 from model.errors import ConfigError
 from utils.run import checkpoint
@@ -74,3 +76,21 @@ def test_a_moved_run_is_scored_where_it_lies_and_a_run_of_its_own_is_left_alone(
         transfer(run, other_target)
     with pytest.raises(ConfigError, match="scored on these files already"):
         transfer(run, severity=2.0)
+
+
+@pytest.mark.slow
+def test_a_drawn_target_may_lack_classes_and_stays_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(simulate, "SHAPE", (60, 100))
+    run = main.train([*SMALL, "--source_name", "SimSource", "--target_name", "SimTarget", "--method", "random_forest",
+                      "--data_path", str(tmp_path / "data"), "--simulation.gap", "drawn", "--simulation.seed", "11",
+                      "--simulation.severity", "2", "--re_ratio", "1", "--save_path", str(tmp_path / "runs")])
+    assert main.main(["transfer", str(tmp_path / "runs"), "--severity", "1"]) == 0
+    made = RunFolder(capsys.readouterr().out.strip().splitlines()[-1])
+    for folder, severity, missing in ((run, 2.0, {1, 2}), (made, 1.0, {1})):
+        assert yaml.safe_load(folder.config.read_text())["simulation"] == {
+            "severity": severity, "seed": 11, "gap": "drawn"}
+        scores = json.loads(folder.evaluation.read_text())["rules"]["last"]["target"]
+        assert {k for k, accuracy in enumerate(scores["per_class"]) if accuracy is None} == missing
+        assert 0 < scores["aa"] < 1 and np.isfinite(scores["kappa"])
+    assert main.main(["figures", str(run.path)]) == main.main(["tables", str(tmp_path / "runs")]) == 0
+    assert len(list((tmp_path / "data").glob("drawn_severity2_seed11_*/gap.yaml"))) == 1
