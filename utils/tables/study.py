@@ -96,6 +96,11 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     return flat | {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "steps"}
 
 
+def _unused(points: pd.DataFrame) -> list[str]:
+    """The columns of marks that no run has, which older programs did not write."""
+    return [name for name in ("adapts", "ceiling") if not points[name].any()]
+
+
 def last_epochs(points: pd.DataFrame) -> pd.DataFrame:
     """Every run at its last epoch, a row each; seconds are those of the whole training.
 
@@ -217,7 +222,7 @@ def norm_tables(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def make_tables(points: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     """Name -> Markdown and the numbers behind it; a table that the records have nothing for is left out."""
     found, ratios = selection(points), norm_ratios(points)
-    made = {"scores": (score_tables(points), "method", last_epochs(points).drop(columns=["folder"])),
+    made = {"scores": (score_tables(points), "method", last_epochs(points).drop(columns=["folder", *_unused(points)])),
             "selection": (selection_tables(found), "score", found),
             "norms": (norm_tables(ratios), "method", ratios.reset_index())}
     return {name: (_text(tables, index), numbers) for name, (tables, index, numbers) in made.items() if tables}
