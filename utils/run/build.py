@@ -106,7 +106,12 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     pair = read_pair(config)
     source, target = own_halves(*pair, config, rng) if config.ceiling else pair
     split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng, not config.ceiling)
-    test = scene_sampler(target, config, device) if target and target.labels.any() else None
+    labelled, adapts = bool(target and target.labels.any()), method_class(config.method).uses_target
+    test = target_cube = target_before = None
+    if target and (labelled or config.validators or adapts):
+        target_cube, target_before = place_corrected(unit_spectra(target.cube), config, device)
+    if labelled:
+        test = PatchSampler(target_cube, *labelled_pixels(target.labels), config.patch_size, config.backend)
     if config.oracle and test is None:
         raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
     n_target = len(test) if test else None
@@ -121,17 +126,13 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
                          balanced=config.balanced_batches == "on")
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     held_out = PatchSampler(unit, split.val, split.val_labels, config.patch_size, config.backend)
-    if target and before:
-        warn_of_statistics(target, reference_of(unit_spectra(target.cube)), before[1].reference.spread)
+    if target_before:
+        warn_of_statistics(target, target_before[1].reference, before[1].reference.spread)
     shifted = ShiftedSource(held_out, source, config.scene_correction)
     log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
              f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
-    unlabelled = adaptation = None
-    if config.validators or method_class(config.method).uses_target:
-        target_cube, before = place_corrected(unit_spectra(target.cube), config, device)
-        unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
-        adaptation = spread_sampler(target, target_cube, config, before=before) \
-            if method_class(config.method).uses_target else None
+    unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
+    adaptation = spread_sampler(target, target_cube, config, before=target_before) if adapts else None
     return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size, pair[0].name,
                 pair_digests(*pair))
 

@@ -72,7 +72,8 @@ def _fitting(jobs: int, left: Sequence[TrainConfig], asked: bool) -> int:
 def largest(configs: Sequence[TrainConfig]) -> Optional[float]:
     """Bytes that the largest of these runs takes, each setting measured in a process of its own; infinite where that
     process does not get through, None where the system does not tell."""
-    settings = list({repr(replace(config, seed=0)): config for config in configs}.values())
+    settings = list({repr(replace(config, seed=0, simulation=replace(config.simulation, seed=0))): config
+                     for config in configs}.values())                    # simulated pairs of any seed are of one size
     context = get_context("fork")
     hearing, speaking = context.Pipe(duplex=False)
     measuring = context.Process(target=_measure, args=(settings, os.getpid(), speaking), daemon=True)
