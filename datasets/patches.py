@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets.correction import Correction
 from model.ops import cuda, gather_patches, patches_cpu, resolve_backend
 from model.ops.reference import RADIATION_GAIN, RADIATION_NOISE, gather_spectra
+from model.spectra import PhysicalBranch
 
 MIXTURE_WEIGHT = (0.01, 1.0)     # range of the two weights of the mixture noise, per patch
 FUSED = {"cpu": patches_cpu.gather_augmented, "cupy": cuda.gather_augmented}     # gather, flips and noise in one pass
@@ -49,11 +50,11 @@ class PatchSampler:
     def __init__(self, cube: Tensor, centres: np.ndarray, labels: np.ndarray, patch_size: int, backend: str = "auto",
                  repeat: int = 1, memory_format: torch.memory_format | None = None,
                  before: tuple[Tensor, Correction] | None = None, scales: Sequence[tuple[float, Tensor]] = (),
-                 balanced: bool = False):
+                 balanced: bool = False, physical: PhysicalBranch | None = None):
         """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1; before: the cube before
         its correction, and the correction; scales: factors of the ground sampling distance, and the cube (before its
-        correction) with pixels of that size, of which every patch for training has one; balanced: the
-        classes take turns in an epoch.
+        correction) with pixels of that size, of which every patch for training has one; balanced: the classes take turns
+        in an epoch; physical: gain and admixture, which every patch for training comes under.
 
         `memory_format` of the patches: None means `usual_layout`.  Raises ValueError for a centre outside the scene.
         """
@@ -63,7 +64,7 @@ class PatchSampler:
             raise ValueError(f"PatchSampler: centre {tuple(outside[0].tolist())} lies outside the scene of {size[0]} x "
                              f"{size[1]} pixels.")
         self.cube, self.patch_size, self.backend = cube, patch_size, backend
-        self.repeat, self.balanced = repeat, balanced
+        self.repeat, self.balanced, self.physical = repeat, balanced, physical
         self.uncorrected, self.correction = before or (cube, None)
         self.scales = scales or [(1.0, self.uncorrected)]
         self.memory_format = memory_format or usual_layout(backend, cube.device)
@@ -152,6 +153,8 @@ class PatchSampler:
             pick = torch.rand(len(index), generator=rng, device=x.device) * self._class_count[labels]
             partner = self._by_class[self._class_start[labels] + pick.long()]
             x = mixture_noise(x, self._gather(self.uncorrected, partner), rng)
+        if self.physical is not None:
+            x = self.physical(x, *self.physical.draw(*x.shape[:2], rng))
         return x if self.correction is None else self.correction.training(x, rng)
 
     def _step_by_step(self, centres: Tensor, rng: torch.Generator, augmentation: Augmentation) -> Tensor:

@@ -34,6 +34,10 @@ class Switches:
             1/this to this times the source's: blurred and resampled (datasets/resolution.py).
         balanced_batches: 'on' = the classes take turns in the batches, whatever their shares of the training pixels; an
             epoch has as many steps as without.
+        gain_augmentation: above 0, every training patch, whatever the method, comes under a smooth random spectral gain,
+            the standard deviation of whose logarithm is uniform from 0 to this; before the scene correction.
+        admixture_augmentation: above 0, every training patch has another one's centre spectrum mixed in, from 0 to this
+            many parts of it (uniform) to one part of the patch; before the gain.
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
         generator_norm: AdaIN per stage ('adain'), or one AdaIN and one BatchNorm shared by the stages ('adain_bn').
         generator_init: PyTorch's initialisation ('default'), weights ~ N(0, 1) ('normal'), or the output starting near
@@ -68,6 +72,8 @@ class Switches:
     reference_branch: Optional[float] = None
     resolution_branch: Optional[float] = None
     balanced_batches: Optional[Literal["off", "on"]] = None
+    gain_augmentation: Optional[float] = None
+    admixture_augmentation: Optional[float] = None
     kernel_activation: Optional[Literal["none", "relu"]] = None
     generator_norm: Optional[Literal["adain", "adain_bn"]] = None
     generator_init: Optional[Literal["default", "normal", "identity"]] = None
@@ -156,8 +162,8 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) > WIDEST:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
-    for name in ("reference_branch", "resolution_branch", "gain_branch", "admixture_branch", "consistency_weight",
-                 "adversarial_weight", "mi_weight", "source_weight"):
+    for name in ("reference_branch", "resolution_branch", "gain_augmentation", "admixture_augmentation", "gain_branch",
+                 "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight", "source_weight"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:

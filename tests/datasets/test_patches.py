@@ -9,6 +9,7 @@ from datasets.patches import Augmentation, PatchSampler, flips, mixture_noise, p
 from datasets.resolution import blurred, factors
 from model.ops import cpu, reference
 from model.ops.reference import gather_spectra
+from model.spectra import PhysicalBranch, admix, apply_gain
 
 OFF = Augmentation(False, False, False)
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -207,3 +208,22 @@ def test_balanced_batches_follow_their_generator():
     generator = torch.Generator().manual_seed(0)
     epochs = [next(balanced().batches(50, generator, generator, Augmentation(False, False)))[1] for _ in range(2)]
     assert not torch.equal(*epochs)
+
+
+@pytest.mark.parametrize("gain, admixture", [(0.2, 0.0), (0.0, 0.6), (0.2, 0.6)])
+def test_gain_and_admixture_perturb_training_patches_alone(gain, admixture):
+    """Every patch for training is its own under the drawn gain, with the drawn share of its partner; all have unit
+    norm.  Patches in order stay what they are."""
+    cube = torch.rand(6, 12, 10).add_(0.1)
+    cube /= cube.norm(dim=0)
+    centres = np.argwhere(np.ones((12, 10), bool))
+    sampler = PatchSampler(cube, centres, np.zeros(120, int), 3, "reference", physical=PhysicalBranch(gain, admixture))
+    clean = torch.cat([x for x, _ in sampler.in_order(50)])
+    assert torch.equal(clean, reference.gather_patches(cube, sampler.centres, 3))
+    index = torch.arange(40)
+    seen = sampler._augmented(index, torch.Generator().manual_seed(3), OFF)
+    gains, partners, shares = sampler.physical.draw(40, 6, torch.Generator().manual_seed(3))
+    assert torch.allclose(seen.norm(dim=1), torch.ones(40, 3, 3), atol=1e-5)
+    mixed = admix(clean[:40], partners, shares)
+    expected = apply_gain(mixed / mixed.norm(dim=1, keepdim=True), gains)
+    assert torch.allclose(seen, expected, atol=1e-5) and not torch.allclose(seen, clean[:40], atol=1e-3)

@@ -25,6 +25,7 @@ from model.errors import ConfigError
 from model.methods import Method, Task, method_class
 from model.ops import resolve_backend
 from model.seeding import Streams
+from model.spectra import PhysicalBranch
 from utils.run.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     unit = before[0] if before else cube
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,
                          before=before, scales=source_scales(source, unit, config, device),
-                         balanced=config.balanced_batches == "on")
+                         balanced=config.balanced_batches == "on", physical=physical_augmentation(config))
     val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
     held_out = PatchSampler(unit, split.val, split.val_labels, config.patch_size, config.backend)
     if target_before:
@@ -170,6 +171,13 @@ def ceiling_repeat(source: Scene, target: Scene, config: TrainConfig, n_train: i
     n_source, n_target = ((scene.labels > 0).sum() for scene in (source, target))
     once = config.training_sample_ratio * n_source
     return math.ceil(once * source_repeat(n_source, n_target, config.training_sample_ratio, config.re_ratio) / n_train)
+
+
+def physical_augmentation(config: TrainConfig) -> PhysicalBranch | None:
+    """Gain and admixture of the training patches; None where both are off."""
+    if config.gain_augmentation == config.admixture_augmentation == 0:
+        return None
+    return PhysicalBranch(config.gain_augmentation, config.admixture_augmentation)
 
 
 def source_scales(source: Scene, unit: Tensor, config: TrainConfig, device: torch.device) -> list[tuple[float, Tensor]]:
