@@ -10,7 +10,9 @@ residuals: Green & Craig 1985).  Let u be a pixel's unit spectrum, r the referen
 
 A scene that holds other surfaces has another mean for that reason alone.  So that a network learns not to trust the
 mean, training may mix the reference: every patch sees r = a·m + (1 − a)·Σ_k w_k c_k, m the source's mean, c_k the mean
-over the training pixels of class k, a ~ U(0, 1), w ~ Dirichlet(concentration), one draw per patch.
+over the training pixels of class k, a ~ U(0, 1), w ~ Dirichlet(concentration), one draw per patch.  The classes of
+another scene do not have the source's means either: the mean of S deviations of training pixels from the mean of their
+class, drawn at random, may be added to the mixture.
 
 The mean is robust as it is.  Unit spectra have one length, so no pixel weighs more than another, however bright or
 broken: one pixel of n moves the mean by 2/n at most.  Pixels without data are left out.
@@ -66,10 +68,38 @@ def doubts(reference: Reference, source_spread: float | None) -> str | None:
     return None
 
 
-def class_means(cube: np.ndarray, centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Means of the spectra of a cube [H, W, B] at centres [M, 2] by class, of those that have one: [K, B]."""
+@dataclass(frozen=True)
+class Mixture:
+    """What is mixed into the reference while training.
+
+    means          [K, B] float64, of the unit spectra of the training pixels, by class
+    deviations     [M, B] float32, of every training pixel from the mean of its class
+    concentration  of the weights' Dirichlet distribution
+    pixels         S: how many deviations make one draw; 0: none
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+    concentration: float
+    pixels: int = 0
+
+    def draw(self, n: int, mean: np.ndarray, numbers: np.random.Generator) -> np.ndarray:
+        """n references [n, B] float32; mean [B]: the scene's own."""
+        own = numbers.uniform(size=(n, 1))
+        others = numbers.dirichlet(np.full(len(self.means), self.concentration), n) @ self.means               # [n, B]
+        if self.pixels:
+            others += self.deviations[numbers.integers(len(self.deviations), size=(n, self.pixels))].mean(1)
+        return (own * mean + (1 - own) * others).astype(np.float32)
+
+
+def mixture_of(cube: np.ndarray, centres: np.ndarray, labels: np.ndarray, concentration: float, pixels: int = 0
+               ) -> Mixture:
+    """The mixture of a cube [H, W, B] of unit spectra with training pixels at centres [M, 2], labels [M] of any classes.
+    """
     spectra = cube[centres[:, 0], centres[:, 1]]
-    return np.stack([spectra[labels == k].mean(0, dtype=np.float64) for k in np.unique(labels)])
+    _, labels = np.unique(labels, return_inverse=True)
+    means = np.stack([spectra[labels == k].mean(0, dtype=np.float64) for k in range(labels.max() + 1)])
+    return Mixture(means, (spectra - means[labels]).astype(np.float32), concentration, pixels)
 
 
 def corrected(cube: np.ndarray, kind: str, reference: Reference) -> np.ndarray:
@@ -82,16 +112,10 @@ def corrected(cube: np.ndarray, kind: str, reference: Reference) -> np.ndarray:
 
 
 class Correction:
-    """The correction of patches of one scene.
+    """The correction of patches of one scene; without a mixture the reference is never mixed."""
 
-    class_means [K, B]: means of the unit spectra of the classes, to be mixed into the reference; with concentration 0
-    it is never mixed.
-    """
-
-    def __init__(self, kind: str, reference: Reference, device: torch.device, class_means: np.ndarray | None = None,
-                 concentration: float = 0.0):
-        self.kind, self.concentration, self.class_means = kind, concentration, class_means
-        self.reference = reference
+    def __init__(self, kind: str, reference: Reference, device: torch.device, mixture: Mixture | None = None):
+        self.kind, self.reference, self.mixture = kind, reference, mixture
         self.mean = torch.from_numpy(reference.mean).to(device)
         self.deviation = torch.from_numpy(reference.deviation).to(device)
 
@@ -101,18 +125,13 @@ class Correction:
 
     def training(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """The same while training, every patch against a reference of its own.  `rng` is a generator on x's device."""
-        if self.concentration == 0 or self.class_means is None:
-            return self.plain(x)
-        return self._against(x, self.draw(len(x), rng))
+        return self.plain(x) if self.mixture is None else self._against(x, self.draw(len(x), rng))
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
         """n mixed references: [n, B]."""
         seed = torch.empty(1, dtype=torch.int64, device=rng.device).random_(generator=rng).item()
-        numbers = np.random.default_rng(seed)
-        own = numbers.uniform(size=(n, 1))
-        weights = numbers.dirichlet(np.full(len(self.class_means), self.concentration), n)                     # [n, K]
-        mixed = torch.from_numpy(((1 - own) * (weights @ self.class_means)).astype(np.float32)).to(self.mean.device)
-        return mixed + torch.from_numpy(own.astype(np.float32)).to(self.mean.device) * self.mean
+        drawn = self.mixture.draw(n, self.reference.mean, np.random.default_rng(seed))
+        return torch.from_numpy(drawn).to(self.mean.device)
 
     def _against(self, x: Tensor, reference: Tensor) -> Tensor:
         """x [N, B, P, P] against references [N or 1, B]."""

@@ -30,6 +30,8 @@ class Switches:
             these a target's unlabelled pixels are read when the weights are applied to it, never while training.
         reference_branch: above 0, training mixes that mean with the means of the classes, by weights ~ Dirichlet(this),
             one draw per patch, so that the network does not trust the mean of a scene with other surfaces.
+        reference_pixels: above 0, the mixed reference also has the mean of the deviations of so many training pixels from
+            the means of their classes, so that it varies within the classes, too.
         resolution_branch: above 1, every patch is seen while training at a ground sampling distance of its own, from
             1/this to this times the source's: blurred and resampled (datasets/resolution.py).
         balanced_batches: 'on' = the classes take turns in the batches, whatever their shares of the training pixels; an
@@ -70,6 +72,7 @@ class Switches:
 
     scene_correction: Optional[Literal["none", "mean", "ratio", "standardise"]] = None
     reference_branch: Optional[float] = None
+    reference_pixels: Optional[int] = None
     resolution_branch: Optional[float] = None
     balanced_batches: Optional[Literal["off", "on"]] = None
     gain_augmentation: Optional[float] = None
@@ -162,8 +165,9 @@ def resolve_switches(settings: Settings) -> None:
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
         if getattr(settings, name) > WIDEST:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
-    for name in ("reference_branch", "resolution_branch", "gain_augmentation", "admixture_augmentation", "gain_branch",
-                 "admixture_branch", "consistency_weight", "adversarial_weight", "mi_weight", "source_weight"):
+    for name in ("reference_branch", "reference_pixels", "resolution_branch", "gain_augmentation",
+                 "admixture_augmentation", "gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight",
+                 "mi_weight", "source_weight"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:

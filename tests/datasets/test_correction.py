@@ -1,10 +1,12 @@
 """Scene correction: what it takes out, what it leaves, and the mixed reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from datasets.correction import MEAN, RATIO, STANDARDISE, Correction, class_means, corrected, reference_of
+from datasets.correction import MEAN, RATIO, STANDARDISE, Correction, corrected, mixture_of, reference_of
 from datasets.harmonize import preprocess, unit_spectra
 from datasets.patches import Augmentation, PatchSampler, place
 
@@ -67,16 +69,16 @@ def test_reference_of_another_scene(cube, kind):
     assert not np.allclose(preprocess(cube, kind, other), preprocess(cube, kind))
 
 
-def sampler(cube, kind, concentration, augmentation=None):
+def sampler(cube, kind, concentration, pixels=0):
     spectra = unit_spectra(cube)
     reference = reference_of(spectra)
     centres = np.argwhere(cube.any(axis=2))
     labels = np.arange(len(centres)) % 3
-    means = class_means(spectra, centres, labels)
-    correction = Correction(kind, reference, CPU, means, concentration)
+    mixture = mixture_of(spectra, centres, labels, concentration, pixels) if concentration else None
+    correction = Correction(kind, reference, CPU, mixture)
     made = PatchSampler(place(corrected(spectra, kind, reference), CPU), centres, labels, 3,
                         before=(place(spectra, CPU), correction))
-    return made, reference, means
+    return made, reference, mixture
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +92,8 @@ def test_training_sees_what_the_scene_is(cube, kind):
 
 def test_references_are_mixed_per_patch(cube):
     """r − a·m is a mixture of class means for some a in 0..1; every patch has another."""
-    train, reference, means = sampler(cube, MEAN, 0.7)
+    train, reference, mixture = sampler(cube, MEAN, 0.7)
+    means = mixture.means
     drawn = train.correction.draw(500, torch.Generator().manual_seed(0)).double().numpy()
     assert len(np.unique(drawn, axis=0)) == 500
     corners = np.vstack([reference.mean, means]).astype(np.float64)                                        # [4, 6]
@@ -99,6 +102,21 @@ def test_references_are_mixed_per_patch(cube):
     assert abs(drawn.mean(0) - (reference.mean + means.mean(0)) / 2).max() < 0.05 * abs(means).max()
     own = np.linalg.norm(drawn - reference.mean, axis=1)
     assert own.min() < 0.1 * own.max()
+
+
+def test_mixed_references_vary_within_the_classes(cube):
+    """With S pixels the mixture is a mean of S more deviations: they average to nothing, and their variance is that of
+    the pixels within their classes over S."""
+    train, reference, mixture = sampler(cube, MEAN, 0.7, 4)
+    assert np.allclose(mixture.deviations.mean(0), 0, atol=1e-6)
+    at, label = train.centres.numpy(), train.labels.numpy()
+    spectra = train.uncorrected.numpy()[:, at[:, 0], at[:, 1]].T
+    assert np.allclose(mixture.deviations + mixture.means[label], spectra, atol=1e-6)
+    none = replace(mixture, pixels=0)
+    with_, without = (m.draw(4000, reference.mean, np.random.default_rng(0)) for m in (mixture, none))
+    added = with_ - without                       # (1 − a)·(mean of four deviations), E[(1 − a)²] = 1/3
+    assert np.abs(added.mean(0)).max() < 0.1 * mixture.deviations.std(0).max()
+    assert np.allclose(added.var(0), mixture.deviations.var(0) / 12, rtol=0.15)
 
 
 def test_same_generator_same_references(cube):

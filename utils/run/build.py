@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.correction import NONE, Correction, Reference, class_means, corrected, doubts, reference_of
+from datasets.correction import NONE, Correction, Mixture, Reference, corrected, doubts, mixture_of, reference_of
 from datasets.harmonize import check_pair, check_patch, preprocess, unit_spectra, warn_of_hot_pixels
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
@@ -119,8 +119,9 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     repeat = ceiling_repeat(*pair, config, len(split.train)) if config.ceiling else \
         source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
     spectra = unit_spectra(source.cube)
-    means = class_means(spectra, split.train, split.train_labels) if config.reference_branch else None
-    cube, before = place_corrected(spectra, config, device, means)
+    mixture = mixture_of(spectra, split.train, split.train_labels, config.reference_branch, config.reference_pixels) \
+        if config.reference_branch else None
+    cube, before = place_corrected(spectra, config, device, mixture)
     unit = before[0] if before else cube
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,
                          before=before, scales=source_scales(source, unit, config, device),
@@ -192,14 +193,14 @@ def source_scales(source: Scene, unit: Tensor, config: TrainConfig, device: torc
             for factor in factors(config.resolution_branch)]
 
 
-def place_corrected(spectra: np.ndarray, config: TrainConfig, device: torch.device, means: np.ndarray | None = None
+def place_corrected(spectra: np.ndarray, config: TrainConfig, device: torch.device, mixture: Mixture | None = None
                     ) -> tuple[Tensor, tuple[Tensor, Correction] | None]:
     """Unit spectra [H, W, B] on the device as [B, H, W], after the scene correction, and before it with the correction
-    itself; None for the latter where there is none.  means [K, B]: of the classes, for the reference branch."""
+    itself; None for the latter where there is none.  mixture: for the reference branch."""
     if config.scene_correction == NONE:
         return place(spectra, device), None
     reference = reference_of(spectra)
-    correction = Correction(config.scene_correction, reference, device, means, config.reference_branch)
+    correction = Correction(config.scene_correction, reference, device, mixture)
     return place(corrected(spectra, config.scene_correction, reference), device), (place(spectra, device), correction)
 
 
