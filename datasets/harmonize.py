@@ -40,10 +40,10 @@ def check_fit(scene: Scene, bands: int, class_names: tuple[str, ...], trained_on
 
 
 def check_patch(scene: Scene, patch_size: int) -> None:
-    """Raise PairError if a patch does not fit into the scene."""
-    if patch_size > min(scene.shape):
-        raise PairError(f"Patches of {patch_size}×{patch_size} pixels are larger than {scene.name} "
-                        f"({scene.shape[0]}×{scene.shape[1]}). Choose a smaller --patch_size.")
+    """Raise PairError if a patch reaches further beyond the scene's edge than the scene can be mirrored there."""
+    if patch_size // 2 > min(scene.shape):
+        raise PairError(f"{scene.name} ({scene.shape[0]}×{scene.shape[1]}) cannot be mirrored {patch_size // 2} pixels "
+                        f"beyond its edge. Choose a --patch_size of at most {2 * min(scene.shape) + 1}.")
 
 
 def preprocess(cube: np.ndarray, correction: str = NONE, reference: Reference | None = None) -> np.ndarray:

@@ -45,7 +45,7 @@ def involution(x: Tensor, kernel: Tensor, *, backend: str = "auto", relu: bool =
 
 
 def gather_patches(cube: Tensor, centres: Tensor, size: int, *, backend: str = "auto") -> Tensor:
-    """Square patches around pixels of a scene, which is mirrored at its edge without repeating the edge pixel.
+    """Square patches around pixels of a scene, which is mirrored at its edge with the edge pixel repeated.
 
     cube [B,H,W], centres [N,2] int64 (row, column), size odd -> [N,B,size,size] of the cube's type.  No gradient is
     promised.  Centres on the CPU are checked; on a GPU a look at them would stall the device, so one outside the scene
@@ -137,9 +137,9 @@ def _check_gather(cube: Tensor, centres: Tensor, size: int) -> None:
     if size < 1 or size % 2 == 0:
         raise ValueError(f"gather_patches: size {size} has no centre pixel. Use an odd patch size.")
     height, width = cube.shape[1:]
-    if min(height, width) < size // 2 + 1:
+    if min(height, width) < size // 2:
         raise ValueError(f"gather_patches: a scene of {height} x {width} pixels cannot be mirrored {size // 2} pixels "
-                         f"beyond its edge. Use a patch size of at most {2 * min(height, width) - 1}.")
+                         f"beyond its edge. Use a patch size of at most {2 * min(height, width) + 1}.")
     if cube.device != centres.device:
         raise ValueError(f"gather_patches: the cube is on {cube.device} and the centres on {centres.device}. "
                          "Move them together.")

@@ -104,10 +104,10 @@ inline void draw_normals(float* __restrict__ out, uint64_t quad, uint64_t patch,
     }
 }
 
-// Folded at 0 and at length - 1.  A centre outside the scene can't lead to a read outside it.
+// Folded at the scene's edges, the edge pixel repeated.  A centre outside the scene can't lead to a read outside it.
 inline Index mirror(Index index, Index length) {
-    index = index < 0 ? -index : index;
-    index = index < length ? index : 2 * (length - 1) - index;
+    index = index < 0 ? -1 - index : index;
+    index = index < length ? index : 2 * length - 1 - index;
     return index < 0 ? 0 : index;
 }
 

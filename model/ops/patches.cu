@@ -58,10 +58,10 @@ struct Scene {
     Index band_step, row_step, column_step;
 };
 
-// Folded at 0 and at length - 1.  A centre outside the scene can't lead to a read outside it.
+// Folded at the scene's edges, the edge pixel repeated.  A centre outside the scene can't lead to a read outside it.
 __device__ Index mirror(Index index, Index length) {
-    index = index < 0 ? -index : index;
-    index = index < length ? index : 2 * (length - 1) - index;
+    index = index < 0 ? -1 - index : index;
+    index = index < length ? index : 2 * length - 1 - index;
     return index < 0 ? 0 : index;
 }
 

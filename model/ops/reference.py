@@ -87,7 +87,7 @@ class _Involution(torch.autograd.Function):
 
 
 def gather_patches(cube: Tensor, centres: Tensor, size: int) -> Tensor:
-    """Patches around pixels, the scene mirrored at its edge (the edge pixel itself not repeated).
+    """Patches around pixels, the scene mirrored at its edge with the edge pixel repeated (numpy's 'symmetric').
 
     cube [B,H,W], centres [N,2] int64 (row, column), size odd -> [N,B,size,size]
     """
@@ -105,9 +105,10 @@ def gather_patches(cube: Tensor, centres: Tensor, size: int) -> Tensor:
 
 
 def mirror(index: Tensor, length: int) -> Tensor:
-    """Indices folded at 0 and at length - 1 into 0..length-1; those beyond -(length-1)..2(length-1) become 0, since a
-    read outside the scene would end all work on a GPU."""
-    return ((length - 1) - ((length - 1) - index.abs()).abs()).clamp(min=0)
+    """Indices folded into 0..length-1, the edge pixel repeated: -1 is 0, length is length - 1.  Those beyond
+    -length..2·length-1 become 0, since a read outside the scene would end all work on a GPU."""
+    folded = torch.maximum(index, -1 - index)
+    return torch.minimum(folded, 2 * length - 1 - folded).clamp(min=0)
 
 
 def _blocks(channels: int) -> list[tuple[slice, slice]]:

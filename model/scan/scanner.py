@@ -80,7 +80,7 @@ class Scanner:
         row and column are the scene's.  `rows` (as many as fit the block size) and `columns` bound a block's size, so
         that memory does not grow with the scene.  Raises ValueError if the scene cannot be mirrored far enough.
         """
-        if min(cube.shape[1:]) < self.patch_size // 2 + 1:
+        if min(cube.shape[1:]) < self.patch_size // 2:
             raise ValueError(f"scan: a scene of {cube.shape[1]} x {cube.shape[2]} pixels cannot be mirrored "
                              f"{self.patch_size // 2} pixels beyond its edge. Use a smaller patch size.")
         region = region or Region(0, 0, *cube.shape[1:])

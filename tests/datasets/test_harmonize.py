@@ -93,8 +93,10 @@ def test_pairs_that_do_not_fit_are_refused(scenes):
         check_pair(source, replace(target, class_names=target.class_names + ("swamp",)), 5)
     with pytest.raises(PairError, match="number their classes differently"):
         check_pair(source, replace(target, class_names=target.class_names[::-1]), 5)
-    with pytest.raises(PairError, match="larger than"):
-        check_pair(source, target, 151)
+    narrow = replace(source, cube=source.cube[:, :6], labels=source.labels[:, :6])
+    check_pair(narrow, target, 13)                                   # 6 pixels beyond the edge are all there are
+    with pytest.raises(PairError, match="cannot be mirrored 7 pixels beyond its edge. Choose a --patch_size of at most 13"):
+        check_pair(narrow, target, 15)
 
 
 @pytest.mark.slow

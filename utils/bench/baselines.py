@@ -51,7 +51,7 @@ class PatchDataset(Dataset):
 
     def __init__(self, cube: np.ndarray, centres: np.ndarray, labels: np.ndarray, patch_size: int, seed: int = 0):
         margin = patch_size // 2
-        self.padded = np.pad(cube, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+        self.padded = np.pad(cube, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
         self.centres, self.labels, self.size = centres, labels, patch_size
         self.rng = np.random.default_rng(seed)
 

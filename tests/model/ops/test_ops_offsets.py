@@ -67,7 +67,7 @@ def test_a_call_with_more_items_than_are_counted_is_refused():
         cuda._launch("involution", out, (image, kernel), (), image.numel() // 3)
 
 
-CORNER = torch.tensor([[1, 2, 1], [3, 4, 3], [1, 2, 1]])     # the last pixels of the scenes, and their mirror images
+CORNER = torch.tensor([[1, 2, 2], [3, 4, 4], [3, 4, 4]])     # the last pixels of the scenes, and their mirror images
 
 
 def scene(path, dtype):

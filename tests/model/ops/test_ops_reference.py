@@ -185,7 +185,7 @@ def test_gather_equals_padded_slices(size, dtype):
     height, width, radius = 11, 6, size // 2
     cube = (1000 * torch.rand(4, height, width, generator=torch.Generator().manual_seed(1))).to(dtype)
     centres = [(0, 0), (0, 5), (10, 0), (10, 5), (0, 3), (4, 0), (10, 2), (5, 5), (5, 3), (5, 3)]
-    padded = np.pad(cube.double().numpy(), ((0, 0), (radius, radius), (radius, radius)), mode="reflect")
+    padded = np.pad(cube.double().numpy(), ((0, 0), (radius, radius), (radius, radius)), mode="symmetric")
     expected = np.stack([padded[:, r:r + size, c:c + size] for r, c in centres])
     patches = gather_patches(cube, torch.tensor(centres), size)
     assert patches.dtype == dtype and patches.is_contiguous()
@@ -201,14 +201,15 @@ def test_gather_from_a_cube_stored_by_pixel():
 
 def test_gather_of_the_largest_patch_and_of_none():
     cube = torch.arange(12.).view(1, 3, 4)
-    assert gather_patches(cube, torch.tensor([[0, 0]]), 5)[0, 0, 0].tolist() == [10, 9, 8, 9, 10]
+    patch = gather_patches(cube, torch.tensor([[2, 3]]), 7)[0, 0]
+    assert patch[0].tolist() == [0, 1, 2, 3, 3, 2, 1] and patch[:, 3].tolist() == [3, 3, 7, 11, 11, 7, 3]
     assert gather_patches(cube, torch.empty(0, 2, dtype=torch.int64), 5).shape == (0, 1, 5, 5)
     with torch.inference_mode():
         assert gather_patches(cube, torch.tensor([[1, 1]]), 1).item() == 5
 
 
 @pytest.mark.parametrize("shape, centres, size, problem", [
-    ((2, 8, 2), [[0, 0]], 5, "8 x 2 pixels cannot be mirrored 2 pixels beyond its edge.*at most 3"),
+    ((2, 8, 1), [[0, 0]], 5, "8 x 1 pixels cannot be mirrored 2 pixels beyond its edge.*at most 3"),
     ((2, 8, 8), [[0, 0]], 4, "odd patch size"),
     ((2, 8, 8), [[0, 0]], -1, "odd patch size"),
     ((8, 8), [[0, 0]], 3, r"expected real \[B, H, W\]"),

@@ -60,7 +60,7 @@ def difference(found, expected):
 @pytest.mark.parametrize("activation", ("relu", "none"))
 def test_equals_patches_in_float64(patch_size, activation):
     discriminator = network(patch_size, activation=activation).double()
-    cube = scene(7, patch_size // 2 + 1, patch_size + 6).double()           # as narrow as it can be mirrored
+    cube = scene(7, patch_size // 2, patch_size + 6).double()           # as narrow as it can be mirrored
     assert difference(scan(discriminator, cube, patch_size), patchwise(discriminator, cube, patch_size)) < 1e-13
 
 
@@ -68,7 +68,7 @@ def test_equals_patches_in_float64(patch_size, activation):
 @pytest.mark.parametrize("activation", ("relu", "none"))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_patches(patch_size, activation, backend):
-    discriminator, cube = network(patch_size, activation=activation), scene(7, patch_size + 4, patch_size // 2 + 1)
+    discriminator, cube = network(patch_size, activation=activation), scene(7, patch_size + 4, patch_size // 2)
     assert difference(scan(discriminator, cube, patch_size, backend), exact(discriminator, cube, patch_size)) < 3e-6
 
 
@@ -82,7 +82,7 @@ def test_channels(bands, width, backend):
         assert difference(scan(discriminator, cube, 7, backend), exact(discriminator, cube, 7)) < 3e-6
 
 
-@pytest.mark.parametrize("height, width", [(3, 3), (3, 17), (11, 3), (9, 8), (4, 25)])
+@pytest.mark.parametrize("height, width", [(2, 2), (3, 17), (11, 2), (9, 8), (4, 25)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scene_sizes(height, width, backend):
     discriminator, cube = network(5), scene(7, height, width)
@@ -119,7 +119,7 @@ def test_regions(region):
 
 
 def test_scene_too_small_to_be_mirrored():
-    for height, width in ((2, 9), (9, 2)):
+    for height, width in ((1, 9), (9, 1)):
         with pytest.raises(ValueError, match="smaller patch"):
             scan(network(5), scene(7, height, width), 5)
 
@@ -137,7 +137,9 @@ def test_bf16_is_as_exact_as_patches_in_bf16(backend):
     discriminator.low_precision = True
     found = scan(discriminator, cube, 7, backend)
     assert found.dtype == torch.float32
-    assert 1e-4 < difference(found, expected) < 2 * difference(patchwise(discriminator, cube, 7), expected)
+    found, patches = ((logits.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+                      for logits in (found, patchwise(discriminator, cube, 7)))
+    assert 1e-4 < found < 1.5 * patches                     # of all pixels: the largest of few varies by its factor
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
