@@ -204,8 +204,8 @@ def mixture_noise(x: Tensor, partner: Tensor, rng: torch.Generator) -> Tensor:
 
 def source_repeat(n_source: int, n_target: int | None, ratio: float, re_ratio: int) -> int:
     """How often the source's index list is repeated: `re_ratio` times where ratio·re_ratio·N_source/N_target < 1,
-    as the released code decides, and where the target is unknown; else once.
+    as the released code decides, and where no labelled target pixel is known; else once.
 
-    The number of labelled target pixels is the only thing that training takes from a target.
+    Under a protocol that counts them, their number is the only thing that training takes from a target.
     """
     return re_ratio if not n_target or ratio * re_ratio * n_source / n_target < 1 else 1

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _BLOCK_SIZES = (32, 24, 16, 12, 8)    # pixels
 _HALF_SIZES = (128, 96, 64, 48, *_BLOCK_SIZES)        # of halves, between which large blocks lose fewer pixels
 _TRIES = 12                           # random choices of blocks per size
+_RELEASED_STATE = 23                  # of the released code's split
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ def labelled_pixels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.random.Generator,
                 complete: bool = True) -> Split:
-    """Split a scene's labelled pixels; `ratio` of them train.
+    """Split a scene's labelled pixels; `ratio` of them train, at 1 all of them by any rule.
 
-    rule 'random': stratified by class, as the released code; neighbouring patches overlap across the split.
+    rule 'random': stratified by class; neighbouring patches overlap across the split.
+    rule 'released': the same by the released code's state, whatever `rng` holds.
     rule 'blocks': whole blocks are held out, and training pixels whose patch shares a pixel with a held-out
     patch are dropped (a buffer of patch_size - 1 pixels, twice the patch radius).
     complete: every class must have labelled pixels; else those without any are left out.
@@ -51,11 +53,14 @@ def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.
         absent = ", ".join(np.array(scene.class_names)[counts == 0])
         raise ConfigError(f"{scene.name} has no labelled pixel of {absent}; nothing can be learnt of it. Remove the "
                           "class from the scene file (and renumber the label map), or label some pixels.")
+    if ratio == 1:
+        positions, labels = labelled_pixels(scene.labels)
+        return Split(positions, labels, positions[:0], labels[:0])
     if (short := counts == 1).any():
         raise ConfigError(f"{scene.name} has fewer than 2 labelled pixels of "
                           f"{', '.join(np.array(scene.class_names)[short])}; a split needs one for each side.")
-    if rule == "random":
-        return _split_random(scene, ratio, rng)
+    if rule != "blocks":
+        return _split_stratified(scene, ratio, _RELEASED_STATE if rule == "released" else int(rng.integers(2 ** 31)))
     if (split := _split_blocks(scene, ratio, patch_size, rng)) is None:
         raise ConfigError(f"{scene.name} cannot be split into disjoint blocks at patch size {patch_size}: some class "
                           "lies in one clump. Use a smaller --patch_size or --split random.")
@@ -79,15 +84,14 @@ def split_halves(scene: Scene, patch_size: int, rng: np.random.Generator) -> tup
     return halves[0], halves[1]
 
 
-def _split_random(scene: Scene, ratio: float, rng: np.random.Generator) -> Split:
+def _split_stratified(scene: Scene, ratio: float, state: int) -> Split:
     positions, labels = labelled_pixels(scene.labels)
     present, classes = np.unique(labels, return_inverse=True)
     index = np.arange(len(classes))
     if min(int(len(index) * ratio), len(index) - int(len(index) * ratio)) < len(present):
         raise ConfigError(f"A split of {len(index)} labelled pixels at training_sample_ratio {ratio} leaves a side with "
                           f"fewer pixels than classes ({len(present)}).")
-    train, val = train_test_split(index, train_size=ratio, stratify=classes,
-                                  random_state=int(rng.integers(2 ** 31)))
+    train, val = train_test_split(index, train_size=ratio, stratify=classes, random_state=state)
     missing = sorted(set(range(len(present))) - (set(classes[train]) & set(classes[val])))
     if missing:
         names = ", ".join(f"{scene.class_names[present[k]]} ({(classes == k).sum()} pixels)" for k in missing)

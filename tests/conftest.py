@@ -32,7 +32,7 @@ from utils.run.folder import RunFolder
 WINDOW = (50, 60)         # pixels of the cropped scenes: small enough to write, hash and map in every test
 KEPT_PER_CLASS = 24       # labelled pixels per class in the thinned scenes: an epoch of a few steps
 SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filters", "2", "--batch_size", "48",
-         "--max_epoch", "2", "--gpu", "-1"]
+         "--max_epoch", "2", "--re_ratio", "1", "--gpu", "-1"]
 
 
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # as the program itself computes

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import same_state
+from datasets.patches import source_repeat
 from datasets.writers import write_mat_v5
 from model.methods import REGISTRY, method_class
 from utils.run import checkpoint
@@ -42,22 +43,29 @@ def told_without_target_labels(run):
 
 
 SEALED = [["--method", "erm", "--patience", "1", "--max_epoch", "4"],
+          ["--method", "erm", "--protocol", "counted"],
+          *(["--recipe", name, "--protocol", "counted"] for name in ("released", "paper")),
           *(["--recipe", name] for name in ("released", "paper", "robust")),
           ["--method", "mran", "--lr", "0.05"],                            # whose answers stay the same for longer
           *(["--method", name] for name in REGISTRY if name not in ("s2amsnet", "erm", "mran"))]
 
 
-@pytest.mark.slow_but("--method erm --patience 1 --max_epoch 4", "--method svm")
+@pytest.mark.slow_but("--method erm --patience 1 --max_epoch 4", "--method erm --protocol counted", "--method svm")
 @pytest.mark.parametrize("words", SEALED, ids=" ".join)
 def test_the_target_is_sealed(pair, tmp_path, scenes, words):
-    """Other labels, but as many of them: the same weights, and the same epochs chosen by every rule.
+    """Other labels: the same weights, and the same epochs chosen by every rule.
 
-    Their number counts: `released` and `paper` repeat the source's index list by it.
+    Where the protocol is counted there are as many of them, since the source's index list is repeated by their number.
+    Where it is sealed every pixel has one: counted, they would have the list repeated twice in place of once.
     """
-    words = ["--oracle", "--validators", "--lr", "0.02", "--max_epoch", "3", *words]
+    words = ["--oracle", "--validators", "--lr", "0.02", "--max_epoch", "3", "--re_ratio", "2", *words]
     first, labelled = pair.run(*words, save_path=tmp_path / "a"), scenes[1].labels > 0
-    other = one_class(first) * half_elsewhere(labelled, np.random.default_rng(0))
-    assert (other > 0).sum() == labelled.sum()
+    counted = first.read_config().protocol == "counted"
+    assert counted == ("counted" in words) and [source_repeat(labelled.sum(), n, 0.8, 2) for n in (
+        labelled.sum(), labelled.size)] == [1, 2]
+    there = half_elsewhere(labelled, np.random.default_rng(0)) if counted else np.ones_like(labelled)
+    other = one_class(first) * there
+    assert ((other > 0).sum() == labelled.sum()) == counted
     write_mat_v5(pair.folder / "coast_gt.mat", {"map": other})
     second = pair.run(*words, save_path=tmp_path / "b")
     assert first.records(first.oracle) != second.records(second.oracle)              # the other labels were read ...

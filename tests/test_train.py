@@ -11,7 +11,7 @@ import main
 from conftest import PairOnDisk, same_state, write_scene
 from datasets.scene import Scene
 from datasets.writers import write_mat_v5
-from model.errors import ConfigError
+from model.errors import ConfigError, RunFolderError
 from utils.run import checkpoint
 from utils.run.selection import RULES
 from utils.run.tensorboard import Curves
@@ -43,6 +43,25 @@ def test_a_run_leaves_its_records(pair, tmp_path, capsys, words):
     assert content["rules"]["last"]["epoch"] == 2 and content["constant"]["kappa"] == 0
     printed = capsys.readouterr().out
     assert "source-val" in printed and "constant answer" in printed and "grass healthy" in printed
+
+
+def test_a_run_on_all_labels_has_its_last_epoch_alone(pair, tmp_path, capsys):
+    run = pair.run("--method", "erm", "--split", "released", "--training_sample_ratio", "1", "--oracle",
+                   "--eval_interval", "2", save_path=tmp_path / "runs")
+    record, content = run.records(run.epochs)[0], run.read_evaluation()
+    assert set(content["rules"]) == {"last"} and not {"source_val", "shifted_source"} & {*record, *content["oracle"]}
+    assert sum(run.read_run()["training_pixels"]) == 7 * 24
+    assert main.main(["--resume", str(run.path), "--max_epoch", "3"]) == 0
+    for command in (["tables", str(tmp_path / "runs")], ["study", str(run.path)],
+                    ["figures", str(tmp_path / "runs"), "--layout", "features"]):
+        assert main.main([*command, "--out", str(tmp_path / "out")]) == 0
+    table = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| erm"))
+    assert table.split("|")[3].strip() == "–" and "nan" not in table
+    assert main.main(["evaluate", "--run", str(run.path), "--rule", "source-val"]) == 2
+    assert "holds no weights of the rule 'source-val'; it has last" in capsys.readouterr().err
+    run.write_config(run.read_config(training_sample_ratio=0.8))              # the records of such a run are damaged
+    with pytest.raises(RunFolderError, match="'last' lacks 'source_val'"):
+        run.read_evaluation()
 
 
 def test_the_saved_config_repeats_the_run(train_once, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,9 @@ def mean_std(values: pd.Series) -> str:
 
 
 def percent(mean: float, std: float | None) -> str:
-    """61.2 ± 0.5; a mean without a deviation stands alone."""
+    """61.2 ± 0.5; a mean without a deviation stands alone, one that is not known is missing."""
+    if math.isnan(mean):
+        return MISSING
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
+from sklearn.model_selection import train_test_split
 
 from datasets.scene import Scene
 from datasets.simulator.simulate import simulate_pair
@@ -48,6 +49,7 @@ def squares(classes: int = 3, side: int = 4, seed: int = 0) -> Scene:
 
 
 RECORDED = {                      # rule, seed, side of the squares -> digest
+    ("released", 0, 4): "7e121346a96f",
     ("random", 0, 4): "518069b63b05", ("random", 1, 4): "58cdc69724c7", ("blocks", 0, 4): "c51f8fa3707f",
     ("blocks", 1, 6): "0c6e88a90b6f", ("blocks", 2, 9): "497149db6623", ("blocks", 1, 12): "219d15300331",
     ("blocks", 2, 12): "61e67c7b55fb"}
@@ -60,6 +62,24 @@ def test_the_split_of_a_seed_stays_what_it_was(rule, seed, side):
     whole = b"".join(np.column_stack([positions, labels]).astype("<i8").tobytes() for positions, labels in (
         (parts.train, parts.train_labels), (parts.val, parts.val_labels)))
     assert hashlib.sha256(whole).hexdigest()[:12] == RECORDED[rule, seed, side]
+
+
+def test_the_released_split_is_one_for_all_seeds():
+    """scikit-learn's by state 23, over the labelled pixels in row order."""
+    scene = squares()
+    first, other = (split(scene, "released", seed) for seed in (0, 1))
+    positions = np.argwhere(scene.labels)
+    train, _ = train_test_split(positions, train_size=0.8, stratify=scene.labels[scene.labels > 0], random_state=23)
+    assert {tuple(p) for p in first.train} == {tuple(p) for p in train}
+    assert np.array_equal(first.train, other.train) and np.array_equal(first.val, other.val)
+
+
+@pytest.mark.parametrize("rule", ["random", "released", "blocks"])
+def test_at_ratio_1_all_labelled_pixels_train(rule):
+    scene = small(np.array([[0, 1, 2], [3, 0, 2]]))                               # one pixel of a class is enough
+    parts = split(scene, rule, ratio=1.0)
+    assert parts.train.tolist() == np.argwhere(scene.labels).tolist() and parts.train_labels.tolist() == [0, 1, 2, 1]
+    assert parts.val.shape == (0, 2) and parts.val_labels.shape == (0,)
 
 
 def held_of(blocks: list[tuple[int, ...]], share: float, seed: int) -> tuple[int, ...]:

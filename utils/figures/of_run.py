@@ -61,7 +61,7 @@ def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Call
 def _epochs(run: RunFolder) -> list[dict]:
     """Epoch records, with the oracle's target scores beside them where they were recorded.  Raises RunFolderError if
     there is none."""
-    found = run.records(run.epochs, "losses", "source_val", "shifted_source")
+    found = run.records(run.epochs, "losses", *run.source_scores)
     if not found:
         raise damaged(run.epochs, "it holds no epoch")
     oracle = {record["epoch"]: record["target"] for record in run.records(run.oracle)}

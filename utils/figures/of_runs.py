@@ -86,7 +86,8 @@ def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[st
 
 
 def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
-    """Per pair, the methods' features of held-out source and of target patches in the plane (t-SNE)."""
+    """Per pair, the methods' features of held-out source (of training patches where none are held out)
+    and of target patches in the plane (t-SNE)."""
     figures = {}
     for pair, chosen in _one_seed(runs):
         shown = {}
@@ -94,7 +95,7 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
             if not hasattr(trained.method.discriminator, "features"):
                 log.info("%s has no features to show.", row["name"])
                 continue
-            samples = [_samples(sampler) for sampler in (trained.data.val, trained.data.test)]
+            samples = [_samples(sampler) for sampler in (trained.data.val or trained.data.train, trained.data.test)]
             features = np.concatenate([_features_of(trained, x) for x, _ in samples])
             if not features.std():
                 log.warning("%s gives every patch the same features; it is not shown.", row["name"])

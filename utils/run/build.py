@@ -26,7 +26,7 @@ from model.methods import Method, Task, method_class
 from model.ops import resolve_backend
 from model.seeding import Streams
 from model.spectra import PhysicalBranch
-from utils.run.config import TrainConfig
+from utils.run.config import SEALED, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class Data:
     source      the scene that is trained on; with `ceiling` the target with one half of its labels, the target having
                 the other half.  `pair_source` is the name of the pair's source all the same, and `sha256` (source/file
                 and target/file -> digest) holds the files of the pair
-    val         held-out source pixels; `shifted` holds them (some of them, if many) under physical perturbations
+    val         held-out source pixels, None where all train; `shifted` holds them (some of them, if many) under
+                physical perturbations
     test        the labelled target pixels; None where there are none
     unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
     adaptation  all target pixels that hold data, whatever their label, for a method that adapts to them, else None
@@ -49,8 +50,8 @@ class Data:
     source: Scene
     target: Scene | None
     train: PatchSampler
-    val: PatchSampler
-    shifted: ShiftedSource
+    val: PatchSampler | None
+    shifted: ShiftedSource | None
     test: PatchSampler | None
     unlabelled: PatchSampler | None
     adaptation: PatchSampler | None
@@ -117,7 +118,7 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
         raise ConfigError(f"oracle scores the target every epoch, but {target.name} has no labelled pixel.")
     n_target = len(test) if test else None
     repeat = ceiling_repeat(*pair, config, len(split.train)) if config.ceiling else \
-        source_repeat(len(split.train) + len(split.val), n_target, config.training_sample_ratio, config.re_ratio)
+        index_repeat(config, len(split.train) + len(split.val), n_target)
     spectra = unit_spectra(source.cube)
     mixture = mixture_of(spectra, split.train, split.train_labels, config.reference_branch, config.reference_pixels) \
         if config.reference_branch else None
@@ -126,13 +127,15 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,
                          before=before, scales=source_scales(source, unit, config, device),
                          balanced=config.balanced_batches == "on", physical=physical_augmentation(config))
-    val = PatchSampler(cube, split.val, split.val_labels, config.patch_size, config.backend)
-    held_out = PatchSampler(unit, split.val, split.val_labels, config.patch_size, config.backend)
+    val = shifted = None
+    if len(split.val):
+        val, held_out = (PatchSampler(seen, split.val, split.val_labels, config.patch_size, config.backend)
+                         for seen in (cube, unit))
+        shifted = ShiftedSource(held_out, source, config.scene_correction)
     if target_before:
         warn_of_statistics(target, target_before[1].reference, before[1].reference.spread)
-    shifted = ShiftedSource(held_out, source, config.scene_correction)
-    log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(val), repeat,
-             f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
+    log.info("%s: %d training and %d validation pixels, index list ×%d%s", source.name, len(train), len(split.val),
+             repeat, f"; {target.name}: {n_target or 0} labelled pixels, sealed until the end" if target else "")
     unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
     adaptation = spread_sampler(target, target_cube, config, before=target_before) if adapts else None
     return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size, pair[0].name,
@@ -171,7 +174,14 @@ def ceiling_repeat(source: Scene, target: Scene, config: TrainConfig, n_train: i
     of a run on the source."""
     n_source, n_target = ((scene.labels > 0).sum() for scene in (source, target))
     once = config.training_sample_ratio * n_source
-    return math.ceil(once * source_repeat(n_source, n_target, config.training_sample_ratio, config.re_ratio) / n_train)
+    return math.ceil(once * index_repeat(config, n_source, n_target) / n_train)
+
+
+def index_repeat(config: TrainConfig, n_source: int, n_target: int | None) -> int:
+    """How often the source's index list is repeated, by the protocol: a sealed one leaves the n_target labelled target
+    pixels out of the rule, as if there were none."""
+    counted = None if config.protocol == SEALED else n_target
+    return source_repeat(n_source, counted, config.training_sample_ratio, config.re_ratio)
 
 
 def physical_augmentation(config: TrainConfig) -> PhysicalBranch | None:
@@ -185,7 +195,7 @@ def source_scales(source: Scene, unit: Tensor, config: TrainConfig, device: torc
     """Factors of the ground sampling distance for the resolution branch, and the source's unit spectra at each."""
     if config.resolution_branch <= 1:
         return []
-    if config.patch_size * config.resolution_branch > min(source.shape):
+    if round(config.resolution_branch * (config.patch_size // 2)) > min(source.shape):
         raise ConfigError(f"Patches of {config.patch_size}×{config.patch_size} pixels, {config.resolution_branch:g} "
                           f"times as large, do not fit into {source.name} ({source.shape[0]}×{source.shape[1]}). Choose "
                           "a smaller --resolution_branch.")

@@ -17,11 +17,12 @@ from model.methods import Method
 from model.stored import leaves, read_stored, unusable
 from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict
 from utils.run.records import misfit
+from utils.run.selection import SOURCE_SCORES
 
 DIGEST = "digest"        # a checkpoint's entry
 RUN = {"config": dict[str, Any], "data": dict[str, str], "class_names": list[str], "bands": int, "device": str,
        "state": {"epoch": int, "seconds": float, "selected": {
-           str: {"epoch": int, "source_val": dict, "shifted_source": dict, "discriminator": dict[str, Tensor]}}},
+           str: {"epoch": int, "source_val?": dict, "shifted_source?": dict, "discriminator": dict[str, Tensor]}}},
        "method": {"networks": dict[str, Tensor], "gradients": dict[str, Tensor],
                   "optimisers": {str: {"state": dict, "param_groups": list[dict]}}},
        "streams": dict[str, Any]}       # as utils/run/records.py says it
@@ -62,6 +63,10 @@ def load_run(path: Path) -> dict[str, Any]:
     content = load(path)
     if wrong := misfit(content, RUN, "the file"):
         raise CheckpointError(f"{path} is not the checkpoint of a run: {wrong}.")
+    lacking = [score for choice in content["state"]["selected"].values() for score in SOURCE_SCORES
+               if score not in choice]
+    if lacking and content["config"].get("training_sample_ratio") != 1:
+        raise CheckpointError(f"{path} is not the checkpoint of a run: 'selected' lacks '{lacking[0]}'.")
     return content
 
 

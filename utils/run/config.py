@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
 FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
+SEALED, COUNTED = "sealed", "counted"    # protocols
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
 GROUPS = {                              # of `train --help`; every setting is in one of them
     "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
-                        "split", "ceiling", "flip_augmentation", "radiation_augmentation", "mixture_augmentation"),
+                        "split", "protocol", "ceiling", "flip_augmentation", "radiation_augmentation",
+                        "mixture_augmentation"),
     "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
     "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights"),
@@ -68,9 +70,15 @@ class TrainConfig(Settings):
         max_epoch: epochs to train (methods that learn in a single pass: always 1).
         eval_interval: epochs between two evaluations, records and checkpoints; the last epoch always has them.
         patience: stop when the shifted-source score has not risen for so many epochs; null = train max_epoch epochs.
-        training_sample_ratio: share of the labelled source pixels that train; the others are held out.
-        re_ratio: how often the source's index list is repeated where the target has far more labelled pixels.
-        split: 'random' (stratified, as the released code) or spatially disjoint 'blocks' with a buffer.
+        training_sample_ratio: share of the labelled source pixels that train; the others are held out. With 1 all of
+            them train, there is no source validation, and the last epoch alone is scored.
+        re_ratio: how often the source's index list is repeated: always, or (protocol 'counted') where the target has
+            far more labelled pixels.
+        split: 'random' (stratified, by seed), 'released' (stratified, one split for all seeds, as the released code) or
+            spatially disjoint 'blocks' with a buffer.
+        protocol: 'sealed' = nothing that training does depends on the target's labels; 'counted' = their number decides
+            whether re_ratio holds, as in the released code. null = 'counted' in recipes released and paper (compared
+            methods among them) on registered scenes, 'sealed' in the others and on scene files of your own.
         seed: seed of split, initialisation, batches, augmentation, noise and mixing.
         gpu: CUDA device number; -1 = CPU. Without a GPU the run goes to the CPU and says so.
         deterministic: on a GPU take only algorithms that give the same bits every time, which are slower; a CPU always
@@ -101,7 +109,8 @@ class TrainConfig(Settings):
     patience: Optional[int] = None
     training_sample_ratio: float = 0.8
     re_ratio: int = 5
-    split: Literal["random", "blocks"] = "random"
+    split: Literal["random", "released", "blocks"] = "random"
+    protocol: Optional[Literal["sealed", "counted"]] = None
     seed: int = 333
     gpu: int = 0
     deterministic: bool = False
@@ -181,12 +190,16 @@ def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
 
 
 def read_saved(path: Path, **changes: Any) -> TrainConfig:
-    """The settings of a run's config.yaml with changes over them.  Raises RunFolderError if the file is damaged."""
+    """The settings of a run's config.yaml with changes over them; the protocol of a run that names none is counted, as
+    all were before there was a choice.  Raises RunFolderError if the file is damaged."""
     try:
-        original = read_config(path)
+        saved = {"protocol": COUNTED} | _layered([path])
+        original = check(_merged(saved, {}))
     except ConfigError as error:
-        raise RunFolderError(f"{error} {REMEDY}") from error
-    return read_config(path, **changes) if changes else original
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise RunFolderError(f"{where}{error} {REMEDY}") from error
+    check_form(changes, TrainConfig)
+    return check(_merged(saved, changes)) if changes else original
 
 
 def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -253,8 +266,8 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`.  A setting that is missing has its default, a switch the recipe's value.  Raises
-    ConfigError if a name is no setting, or a value is impossible."""
+    """The inverse of `to_dict`.  A setting that is missing has its default, a switch the recipe's value, and the
+    protocol is counted.  Raises ConfigError if a name is no setting, or a value is impossible."""
     if unknown := sorted(values.keys() - {entry.name for entry in fields(TrainConfig)}):
         raise ConfigError(f"{', '.join(unknown)}: there is no such setting.")
     check_form(values, TrainConfig)
@@ -262,6 +275,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
         raise ConfigError(f"{wrong}.")
     config = TrainConfig(**values | {"simulation": Simulation(**values.get("simulation", {}))})
     resolve_switches(config)
+    config.protocol = config.protocol or COUNTED
     return config
 
 
@@ -270,6 +284,7 @@ def check(config: TrainConfig) -> TrainConfig:
     method = method_class(config.method)
     resolve_switches(config)
     config.ablate = sorted(set(config.ablate))
+    config.protocol = config.protocol or usual_protocol(config)
     if method.fits_in_one_epoch:
         config.max_epoch = 1
     if method.uses_target and config.target_name is None:
@@ -280,9 +295,9 @@ def check(config: TrainConfig) -> TrainConfig:
     if config.patch_size < MIN_PATCH or config.patch_size % 2 == 0:
         raise ConfigError(f"patch_size must be odd and at least {MIN_PATCH}, not {config.patch_size}: the classified "
                           "pixel is the patch's centre.")
-    if not 0 < config.training_sample_ratio < 1:
-        raise ConfigError(f"training_sample_ratio must lie between 0 and 1, not {config.training_sample_ratio}: some "
-                          "source pixels are held out.")
+    if not 0 < config.training_sample_ratio <= 1:
+        raise ConfigError("training_sample_ratio must be above 0 and at most 1 (all labelled pixels train), not "
+                          f"{config.training_sample_ratio}.")
     for name in ("batch_size", "max_epoch", "eval_interval", "re_ratio", "log_interval"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
@@ -290,6 +305,9 @@ def check(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"{name} must be at most {LARGEST_COUNT:,}, not {getattr(config, name):,}.")
     if config.patience is not None and config.patience < 1:
         raise ConfigError(f"patience must be at least 1 (or null: no early stopping), not {config.patience}.")
+    if config.patience is not None and config.training_sample_ratio == 1:
+        raise ConfigError("patience waits for a score on held-out source pixels, but training_sample_ratio 1 holds "
+                          "none out. Leave --patience out, or choose a smaller ratio.")
     if config.seed < 0 or config.simulation.seed < 0:
         raise ConfigError("seeds must not be negative.")
     if not 0 <= config.simulation.severity < math.inf:
@@ -303,14 +321,26 @@ def check(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def usual_protocol(config: TrainConfig) -> str:
+    """What `protocol` null means."""
+    own = any((name or "").endswith((".yaml", ".yml")) for name in (config.source_name, config.target_name))
+    return SEALED if own or config.recipe not in ("released", "paper") else COUNTED
+
+
 def to_dict(config: TrainConfig | Simulation) -> dict[str, Any]:
-    """The settings as plain dictionaries and lists.  A fixed gap is left out: runs, names and tables of before there
-    were others stay what they are."""
+    """The settings as plain dictionaries and lists.  A fixed gap is left out, and a protocol that is counted or changes
+    nothing: runs, names and tables of before there were others stay what they are."""
+    left_out = set()
+    if isinstance(config, Simulation):
+        left_out = {"gap"} if config.gap == "fixed" else set()
+    elif config.protocol != SEALED or config.re_ratio == 1:
+        left_out = {"protocol"}
     return {name: to_dict(value) if isinstance(value := getattr(config, name), Simulation) else value
-            for name in config.__dataclass_fields__ if name != "gap" or config.gap != "fixed"}
+            for name in config.__dataclass_fields__ if name not in left_out}
 
 
 def to_yaml(config: TrainConfig) -> str:
     """The resolved settings as a file that --config reads back; the run's own name and --resume are left out."""
-    values = {name: value for name, value in to_dict(config).items() if name not in ("resume", "run_name")}
+    values = to_dict(config) | {"protocol": config.protocol}
+    values = {name: value for name, value in values.items() if name not in ("resume", "run_name")}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -105,7 +105,8 @@ def predictions(config: TrainConfig, data: Data) -> int:
     """Patches that an evaluation predicts, at most: where they lie close together, less work does."""
     target = (len(data.test) if config.oracle else 0) + (len(data.unlabelled) if data.unlabelled else 0)
     clean = min(CLEAN_PATCHES, len(data.train)) if config.batchnorm_statistics == "source" else 0
-    return len(data.val) + len(VIEWS) * len(data.shifted) + target + clean
+    source = len(data.val) + len(VIEWS) * len(data.shifted) if data.val else 0
+    return source + target + clean
 
 
 def scan_memory(method: Method, data: Data, device: torch.device) -> float:

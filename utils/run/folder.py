@@ -19,6 +19,7 @@ from model.settings import Settings, flipped_switches
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml
 from utils.run.lock import has_locks, locked
 from utils.run.records import ABOUT, EVALUATION, check_square, damaged, parsed, read_json, read_text, record_shape
+from utils.run.selection import SOURCE_SCORES
 from utils.text import write_text
 
 if TYPE_CHECKING:
@@ -200,11 +201,20 @@ class RunFolder:
     def read_evaluation(self) -> dict[str, Any]:
         """What evaluation.json says.  Raises RunFolderError if it is missing or damaged."""
         content = read_json(self.evaluation, EVALUATION)
-        entries = [*content["rules"].values(), *([content["oracle"]] if "oracle" in content else [])]
-        check_square(self.evaluation, entries)
+        named = content["rules"] | ({"oracle": content["oracle"]} if "oracle" in content else {})
+        check_square(self.evaluation, entries := list(named.values()))
+        lacking = [f"'{rule}' lacks '{score}'" for rule, entry in named.items() for score in SOURCE_SCORES
+                   if score not in entry]
+        if lacking and self.source_scores:
+            raise damaged(self.evaluation, lacking[0])
         if any("target" in entry for entry in entries) and "constant" not in content:
             raise damaged(self.evaluation, "it lacks 'constant'")
         return content
+
+    @property
+    def source_scores(self) -> tuple[str, ...]:
+        """What its records hold of SOURCE_SCORES: nothing where all labelled source pixels train."""
+        return () if self.read_config().training_sample_ratio == 1 else SOURCE_SCORES
 
     def evaluation_of(self, rule: str) -> dict[str, Any]:
         """Epoch and scores of the weights that a rule selected.  Raises RunFolderError if there are none."""
@@ -310,7 +320,7 @@ def config_hash(config: TrainConfig) -> str:
     a result: so a setting that a later program adds leaves the names of runs without it as they were."""
     usual = _usual(config.recipe)
     kept = {name: value for name, value in to_dict(config).items()
-            if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual[name])}
+            if name not in WITHOUT_EFFECT and (name == "recipe" or value != usual.get(name))}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -31,7 +31,7 @@ _AS_WRITTEN = re.compile(r"(?:(?:- | {2})?[\w./+-]+(?::(?: (?:[\w./+-]+|'[\w ./+
 # members; a key that ends in ? may be missing, and keys that are not named may hold anything.
 _SCORE = {"oa": float, "aa": float, "kappa": float, "macro_f1": float, "per_class": list[Optional[float]]}
 _SOME_SCORES = {"oa": float} | {f"{name}?": shape for name, shape in _SCORE.items() if name != "oa"}
-_CHOICE = {"epoch": int, "source_val": {"oa": float}, "shifted_source": {"oa": float}, "target?": _SCORE,
+_CHOICE = {"epoch": int, "source_val?": {"oa": float}, "shifted_source?": {"oa": float}, "target?": _SCORE,
            "confusion?": list[list[int]]}
 SETTINGS: dict[str, Any] = {}                                        # any; utils/run/config.py holds them to theirs
 EVALUATION = {"rules": {str: _CHOICE}, "constant?": _SCORE, "oracle?": _CHOICE}

@@ -36,8 +36,9 @@ def run_table(run: RunFolder) -> str:
 
 
 def _row(entry: dict[str, Any]) -> dict[str, str]:
-    row = {"epoch": str(entry["epoch"]), "source-validation OA": f"{100 * entry['source_val']['oa']:.1f}",
-           "shifted-source OA": f"{100 * entry['shifted_source']['oa']:.1f}"}
+    row = {"epoch": str(entry["epoch"])} | {
+        name: f"{100 * entry[score]['oa']:.1f}" if score in entry else MISSING
+        for name, score in (("source-validation OA", "source_val"), ("shifted-source OA", "shifted_source"))}
     return row | {SCORES[key]: f"{100 * entry['target'][key]:.1f}" for key in SCORES if "target" in entry}
 
 

@@ -34,8 +34,10 @@ def clean_patches(config: TrainConfig, data: Data) -> Iterator[tuple[Tensor, Ten
 
 
 def evaluate_source(method: Method, data: Data) -> dict[str, Any]:
-    """Scores of SOURCE_SCORES: held-out source pixels as they are, and under every view.  The method must be in the
-    state that is to be scored (Method.evaluating)."""
+    """Scores of SOURCE_SCORES: held-out source pixels as they are, and under every view; none where no pixel is held
+    out.  The method must be in the state that is to be scored (Method.evaluating)."""
+    if not data.val:
+        return {}
     return {"source_val": scores(confusion_of(method, data.val, data.task.n_classes)).as_dict(),
             "shifted_source": shifted_scores(method, data.shifted, data.task.n_classes)}
 
@@ -90,7 +92,7 @@ def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, di
         content["constant"] = scores(constant_answer(counts)).as_dict()
     if oracle := run.records(run.oracle):
         epoch = ORACLE.select(oracle)
-        record = next(record for record in run.records(run.epochs, *SOURCE_SCORES) if record["epoch"] == epoch)
+        record = next(record for record in run.records(run.epochs, *run.source_scores) if record["epoch"] == epoch)
         content["oracle"] = next(entry for entry in oracle if entry["epoch"] == epoch) | source_scores(record)
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
     if data.test:

@@ -49,15 +49,17 @@ SOURCE_SCORES = tuple(rule.score for rule in RULES if rule.score)      # what st
 
 
 def source_scores(record: dict[str, Any]) -> dict[str, Any]:
-    """The scores of an epoch's record that need no target."""
-    return {key: record[key] for key in SOURCE_SCORES}
+    """The scores of an epoch's record that need no target; none where no source pixel is held out."""
+    return {key: record[key] for key in SOURCE_SCORES if key in record}
 
 
 def select(record: dict[str, Any], weights: dict[str, Tensor], selected: dict[str, dict[str, Any]]
            ) -> dict[str, dict[str, Any]]:
     """What each rule has selected when a further epoch is done: rule -> epoch, source scores, discriminator weights.
 
-    record: the epoch's.  weights: the discriminator's after it.  selected: what the rules had selected before.
+    record: the epoch's; a rule whose score it lacks selects nothing.  weights: the discriminator's after it.
+    selected: what the rules had selected before.
     """
     new = {"epoch": record["epoch"], **source_scores(record), "discriminator": weights}
-    return {rule.name: new if rule.improves(record, selected.get(rule.name)) else selected[rule.name] for rule in RULES}
+    return {rule.name: new if rule.improves(record, selected.get(rule.name)) else selected[rule.name]
+            for rule in RULES if rule.score is None or rule.score in record}

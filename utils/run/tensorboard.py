@@ -29,7 +29,7 @@ class Curves:
 
     def scores(self, record: dict[str, Any], step: int) -> None:
         if self.writer:
-            for score in ("source_val", "shifted_source"):
+            for score in record.keys() & {"source_val", "shifted_source"}:
                 for name in ("oa", "aa", "kappa"):
                     self.writer.add_scalar(f"{score.replace('_', '-')}/{name}", record[score][name], step)
 

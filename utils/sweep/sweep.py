@@ -101,7 +101,7 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
         folder = RunFolder(run.folder)
         if not (run.done or folder.checkpoint.exists()):
             continue
-        now, then = to_dict(config), read_settings(folder.config, known)
+        now, then = to_dict(config) | {"protocol": config.protocol}, read_settings(folder.config, known)
         different = [f"{name} ({value} there, {now.get(name)} now)" for name, value in then.items()
                      if name not in WITHOUT_EFFECT and now.get(name) != value]
         if different:

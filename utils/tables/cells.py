@@ -36,7 +36,8 @@ def score_table(title: str, runs: pd.DataFrame, by: str, rules_in_title: bool = 
     """A row per value of the column `by`, and for every rule a column of source validation and one per score, with the
     rule before its name where the title does not say it.
 
-    A rule that not all runs of a row were scored by (a refit has the last epoch alone) says how many were.
+    A rule that not all runs of a row were scored by (a refit has the last epoch alone) says how many were; a score that
+    no run of a row has shows as missing.
     """
     rows: dict[str, dict[str, Cell]] = {str(name): {"n": seeds_cell(group)}
                                         for name, group in runs.groupby(by, sort=False)}
@@ -153,7 +154,8 @@ def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The rows of one rule.  Raises UserError if there are none."""
     found = runs[runs["rule"] == rule]
     if found.empty:
-        why = "train with --oracle for it" if rule == ORACLE.name else "a refit is scored at its last epoch alone"
+        why = "train with --oracle for it" if rule == ORACLE.name else \
+            "a refit, and a run that trains on all labels, is scored at its last epoch alone"
         raise UserError(f"None of these runs has a score of the rule '{rule}'; {why}.")
     return found
 

@@ -15,7 +15,7 @@ from utils.run.folder import RunFolder
 from utils.run.metrics import SCORES
 from utils.run.planned import planned
 from utils.run.records import damaged
-from utils.run.selection import ORACLE
+from utils.run.selection import ORACLE, SOURCE_SCORES
 from utils.tables.runs import RunInfo, read_runs
 
 _PER_RULE = ("pair", "method", "setting", "seed", "rule", "epoch", "source_val", "shifted_source", *SCORES,
@@ -25,7 +25,8 @@ _PER_RULE = ("pair", "method", "setting", "seed", "rule", "epoch", "source_val",
 def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders at or below `folders` (see `read_runs`).
 
-    Columns: those of RunInfo.columns.  rule, epoch, source_val and shifted_source (OA), the target's scores and
+    Columns: those of RunInfo.columns.  rule, epoch, source_val and shifted_source (OA; NaN where
+    no source pixel is held out), the target's scores and
     per_class, the constant answer's as constant_*; scores as fractions.  classes.  planned: runs of this setting, with
     unfinished ones and those that a sweep has yet to begin, and for the rule `oracle` without those that have none.
     Raises UserError if there is no such run.
@@ -52,8 +53,8 @@ def _rules(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
     if "constant" in content and len(content["constant"]["per_class"]) != len(classes):
         raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     entries = content["rules"] | ({ORACLE.name: content["oracle"]} if "oracle" in content else {})
-    return [{"rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
-             "shifted_source": entry["shifted_source"]["oa"],
+    return [{"rule": rule, "epoch": entry["epoch"],
+             **{score: entry[score]["oa"] if score in entry else float("nan") for score in SOURCE_SCORES},
              **{key: entry["target"][key] for key in (*SCORES, "per_class")},
              **{f"constant_{key}": content["constant"][key] for key in (*SCORES, "per_class")}, "classes": classes}
             for rule, entry in entries.items() if "target" in entry]

@@ -4,7 +4,8 @@ refit     With `batchnorm_statistics: source` BatchNorm's statistics are set aga
           does not depend on them: the last epoch of such a run can be made from a run that kept the running averages.
           What the other selection rules would have chosen can't, and is left out.
 transfer  Training takes nothing from a target but its number of labelled pixels, which decides how often the source's
-          index list is repeated.  Where that stays the same, a run with another target has the same weights.
+          index list is repeated, and not that under a sealed protocol.  Where it stays the same, a run with another
+          target has the same weights.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datasets.patches import source_repeat
 from model.errors import ConfigError
 from model.methods import method_class
 from utils.run import checkpoint
-from utils.run.build import backend_of
+from utils.run.build import backend_of, index_repeat
 from utils.run.config import TrainConfig
 from utils.run.environment import environment
 from utils.run.folder import RunFolder, run_name
@@ -107,7 +107,7 @@ def _check_training(run: RunFolder, trained: Trained) -> None:
     if different:
         raise ConfigError(f"{run.path} was trained with other files: {', '.join(different)} changed.")
     n_target = run.read_run("labelled_target_pixels")["labelled_target_pixels"]
-    repeat = source_repeat(len(data.train) + len(data.val), n_target, config.training_sample_ratio, config.re_ratio)
+    repeat = index_repeat(config, len(data.train) + len(data.val or ()), n_target)
     if repeat != data.train.repeat:
         raise ConfigError(f"With {data.target.name} the source's index list would be repeated {data.train.repeat} "
                           f"times, not {repeat} times as in {run.path}: train a run of its own.")

@@ -142,7 +142,9 @@ def test_changed_settings_leave_the_old_ones_alone():
 
 @pytest.mark.parametrize("words,named", [
     ("--patch_size 6", "patch_size must be odd"), ("--patch_size 3", "at least 5"), ("--lr 0", "lr must be positive"),
-    ("--training_sample_ratio 1", "training_sample_ratio"), ("--batch_size 0", "batch_size"), ("--seed -1", "seeds"),
+    ("--training_sample_ratio 0", "above 0 and at most 1"), ("--training_sample_ratio 1.01", "above 0 and at most 1"),
+    ("--training_sample_ratio 1 --patience 3", "patience waits for a score on held-out source pixels"),
+    ("--batch_size 0", "batch_size"), ("--seed -1", "seeds"),
     ("--method magic", "method 'magic' is not known; known are s2amsnet"), ("--simulation.severity -1", "severity"),
     ("--target_name null --oracle", "no target_name"),
     ("--target_name null --validators", "no target_name"), ("--patience 0", "patience must be at least 1"),

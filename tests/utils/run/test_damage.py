@@ -49,7 +49,8 @@ def test_damaged_files_are_named_and_raise_nothing_else(trained, capsys, caplog,
 @pytest.mark.parametrize("name, content, word", [
     ("run.json", {"status": 5}, "'status' must be a text"), ("run.json", {"classes": [1]}, r"'classes'\[0\] must be a"),
     ("run.json", {}, "lacks 'source'"), ("evaluation.json", {"rules": []}, "'rules' is no mapping"),
-    ("evaluation.json", {"rules": {"last": {"epoch": "1"}}}, "'last' lacks 'source_val'"),
+    ("evaluation.json", {"rules": {"last": {"epoch": "1"}}}, "'epoch' must be a whole number"),
+    ("evaluation.json", {"rules": {"last": {"epoch": 1}}}, "'last' lacks 'source_val'"),
     ("evaluation.json", {"rules": {"last": {"epoch": 1, "source_val": {"oa": None}, "shifted_source": {"oa": 1}}}},
      "'oa' must be a number")])
 def test_a_record_of_another_shape_is_named_with_what_is_wrong(trained, name, content, word):

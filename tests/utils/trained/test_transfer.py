@@ -47,7 +47,8 @@ def test_the_command_scores_every_run_once(simulated, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_targets_that_would_have_changed_the_training_are_refused(pair, other_target, scenes, tmp_path):
-    run = pair.run("--method", "erm", "--max_epoch", "1", save_path=tmp_path / "runs")
+    run = pair.run("--method", "erm", "--max_epoch", "1", "--protocol", "counted", "--re_ratio", "5",
+                   save_path=tmp_path / "runs")
     with pytest.raises(ConfigError, match="this target already"):
         transfer(run)
     few = type(scenes[1])("few", scenes[1].cube, scenes[1].labels * (scenes[1].labels == 1), scenes[1].class_names,
