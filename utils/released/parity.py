@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from model.errors import UserError, shortened
 from model.losses import mutual_information
 from model.methods import Task
 from model.mmirn import MIN_PATCH
-from model.plain import read_json
 from model.s2amsnet import S2AMSnet
 from model.seeding import Streams
 from model.settings import Settings, resolve_switches
+from utils.released import data_path
+from utils.released.recording import Line, ParityFileError, read
 from utils.released.weights import released_discriminator_name, released_generator_name
 from utils.run.records import misfit
 
@@ -37,39 +34,12 @@ _RELEASED_NAME = {"generator": released_generator_name, "discriminator": release
                   "mmirn": lambda name: name}
 
 
-class ParityFileError(UserError):
-    """A recorded file lacks a quantity, or a shape in it disagrees with its config."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One compared quantity."""
-
-    quantity: str
-    difference: float
-    limit: float
-
-    @property
-    def holds(self) -> bool:
-        return self.difference <= self.limit        # false for NaN
-
-    def __str__(self) -> str:
-        return f"{'ok  ' if self.holds else 'FAIL'} {self.quantity:<44} {self.difference:10.3e}  limit {self.limit:.0e}"
-
-
 class Recording:
     """A recorded file (.safetensors and its .json) with checked access."""
 
     def __init__(self, path: Path):
         self.path = path
-        for part in (path, path.with_suffix(".json")):
-            if not part.is_file():
-                raise ParityFileError(f"{part} does not exist. A recording is NAME.safetensors with NAME.json beside it.")
-        description = read_json(path.with_suffix(".json"), ParityFileError)
-        try:
-            self.tensors = load_file(path)
-        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
-            raise ParityFileError(f"{path} cannot be read: {shortened(' '.join(str(error).split()), 300)}.") from error
+        self.tensors, description = read(path)
         self.config = self._section(description, "config", CONFIG_KEYS)
         self.limits = self._section(description, "limits", LIMIT_KEYS)
         self._check_config()
@@ -166,8 +136,15 @@ def compared(name: str, value: Tensor, network: str, layers: list[int]) -> Tenso
 
 
 def replay(path: Path) -> Iterator[Line]:
-    """Replay a recording with recipe `released` on the CPU in float32, one thread; yields a line per quantity."""
-    recording = Recording(Path(path))
+    """Replay a recording, of the data path or of training, with recipe `released` on the CPU in float32, one thread;
+    yields a line per quantity.  What it holds says which kind it is."""
+    path = Path(path)
+    tensors, _ = read(path)
+    yield from data_path.replay(path, tensors) if data_path.MARKS & tensors.keys() else _training(path)
+
+
+def _training(path: Path) -> Iterator[Line]:
+    recording = Recording(path)
     with torch.device("meta"):                  # takes no memory: the config's sizes need not be the tensors'
         _initial(recording, _unloaded(recording))
     threads = torch.get_num_threads()
