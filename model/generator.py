@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.layers import AdaIN, SpatialBranch, SpectralBranch, styled
 
@@ -32,12 +33,14 @@ class Generator(nn.Module):
 
     norm 'adain': AdaIN per stage (paper).  'adain_bn': AdaIN, then BatchNorm, one object of each shared by the three
     stages (released code).
+    adain False: a stage has no AdaIN at all, no instance norm and no z; 'adain_bn' keeps its BatchNorm.
     init 'default': PyTorch's.  'normal': every conv and linear weight ~ N(0, 1), biases as they are (released code).
     'identity': PyTorch's, and the output starts near x (w₀ = 0.95).
     """
 
     def __init__(self, bands: int, channels: int, *, spectral: bool = True, spatial: bool = True,
-                 kernel_activation: str = "relu", norm: str = "adain_bn", init: str = "normal", backend: str = "auto"):
+                 kernel_activation: str = "relu", norm: str = "adain_bn", init: str = "normal", backend: str = "auto",
+                 adain: bool = True):
         super().__init__()
         widths = [bands] + [channels] * STAGES
         self.stages = nn.ModuleList(
@@ -45,7 +48,8 @@ class Generator(nn.Module):
             for c_in, c_out in zip(widths[:-1], widths[1:]))
         self.backend = backend
         self.shared_norm = norm == "adain_bn"
-        self.adain = nn.ModuleList(AdaIN(channels, NOISE_DIM) for _ in range(1 if self.shared_norm else STAGES))
+        styles = 0 if not adain else 1 if self.shared_norm else STAGES
+        self.adain = nn.ModuleList(AdaIN(channels, NOISE_DIM) for _ in range(styles))
         self.norm = nn.BatchNorm2d(channels) if self.shared_norm else nn.Identity()
         self.decoder = nn.Conv2d(channels, bands, 3, padding=1)
         self.output_logits = nn.Parameter(torch.zeros(2))          # softmax gives (½, ½) at the start
@@ -59,8 +63,11 @@ class Generator(nn.Module):
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         h = x
         for i, (stage, z) in enumerate(zip(self.stages, noise)):
-            adain = self.adain[0 if self.shared_norm else i]
-            h = styled(stage(h), z, adain, self.norm, LEAK, self.backend)       # [N, c, P, P]
+            h = stage(h)                                                        # [N, c, P, P]
+            if self.adain:
+                h = styled(h, z, self.adain[0 if self.shared_norm else i], self.norm, LEAK, self.backend)
+            else:
+                h = functional.leaky_relu(self.norm(h), LEAK)
         keep, change = self.output_logits.softmax(0)
         return keep * x + change * self.decoder(h)
 

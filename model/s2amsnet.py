@@ -70,7 +70,7 @@ class S2AMSnet(Method):
                          spectral="no_spectral" not in cut and not (split and name == "b"),
                          spatial="no_spatial" not in cut and not (split and name == "a"),
                          kernel_activation=s.kernel_activation, norm=s.generator_norm, init=s.generator_init,
-                         backend=s.backend)
+                         backend=s.backend, adain="no_adain" not in cut)
 
     def _consistency_pairs(self) -> list[tuple[str, str]]:
         """(augmented, mixed) domains that C compares.

@@ -16,8 +16,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 WIDEST = 1 << 16          # channels of a network
 
 Recipe = Literal["released", "paper", "robust"]
-Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_mixing", "no_mmirn", "no_adversarial", "one_generator",
-                   "no_generators"]
+Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_adain", "no_mixing", "no_mmirn", "no_adversarial",
+                   "one_generator", "no_generators"]
 
 
 @dataclass

@@ -199,6 +199,12 @@ def test_ablations_take_their_part_away():
     assert not [n for n, _ in method.generators.named_parameters() if "spatial" in n]
     method, _ = losses_of("no_noise")
     assert all(p.grad.abs().sum() == 0 for n, p in method.generators.named_parameters() if n.endswith("fc.weight"))
+    for recipe in ("released", "paper"):
+        method, _ = losses_of("no_adain", recipe=recipe)
+        generator, noise = method.generators["a"].eval(), torch.randn(2, 3, len(x), 2)
+        assert not [n for n, _ in generator.named_parameters() if "adain" in n or n.endswith("fc.weight")]
+        assert torch.equal(generator(x, noise[0]), generator(x, noise[1]))
+        assert isinstance(generator.norm, torch.nn.BatchNorm2d) == (recipe == "released")
     method, losses = losses_of("no_mmirn", "no_adversarial")
     assert all(p.grad is None for p in method.generators.parameters()) and losses["loss_max"] == 0
     for recipe in ("paper", "robust"):
