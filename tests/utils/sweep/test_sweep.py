@@ -70,10 +70,15 @@ def test_a_layer_that_names_no_file_is_refused(tmp_path):
 def test_the_main_table_has_every_method_and_recipe_on_every_pair():
     content = read_sweep(FILES["table_pairs"])
     assert {variant["method"] for variant in content.variants if "method" in variant} == REGISTRY.keys() - {"s2amsnet"}
-    ours = [(variant["recipe"], *variant.get("ablate", [])) for variant in content.variants if "method" not in variant]
+    ours = [(variant["recipe"], *variant.get("ablate", [])) for variant in content.variants
+            if not {"method", "patch_size"} & variant.keys()]
+    hinted = [variant for variant in content.variants if "patch_size" in variant]
+    assert hinted == [{"recipe": "released", "patch_size": size} for size in (11, 7)]
     assert sorted(ours) == [("paper",), ("paper", "no_adversarial", "no_mmirn"), ("released",), ("robust",)]
     assert content.pairs == [{"config": f"configs/pair/{name}.yaml"} for name in ("houston", "pavia", "hyrank")]
-    assert len(content.seeds) == 10 and content.config == [] and content.settings.keys() <= {"oracle", "eval_interval"}
+    assert len(content.seeds) == 10 and content.config == []
+    assert content.settings.keys() <= {"oracle", "eval_interval", "protocol"}
+    assert content.settings["protocol"] == "counted"
 
 
 def test_the_ablation_table_takes_out_every_part_of_both_recipes():

@@ -44,7 +44,10 @@ def test_settings_read_back():
     config = check(TrainConfig(method="erm", recipe="robust", ablate=["no_noise"], lr=0.1))
     config.simulation.severity = 2.0
     assert from_dict(to_dict(config)) == config
-    assert from_dict({"recipe": "robust"}) == check(TrainConfig(recipe="robust"))
+    older = check(TrainConfig(recipe="robust", protocol="counted"))            # of before there was a choice
+    assert from_dict({"recipe": "robust"}) == older and check(TrainConfig(recipe="robust")).protocol == "sealed"
+    for re_ratio, told in ((1, False), (5, True)):                            # repeated once, both protocols are one
+        assert ("protocol" in to_dict(check(TrainConfig(recipe="robust", re_ratio=re_ratio)))) == told
 
 
 def test_a_run_is_called_by_its_settings_whatever_it_recorded(tmp_path):
