@@ -15,7 +15,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe"
 
 WIDEST = 1 << 16          # channels of a network
 
-Recipe = Literal["released", "paper", "robust"]
+Recipe = Literal["released", "paper", "robust", "adaptive", "robust2"]
 Ablation = Literal["no_spectral", "no_spatial", "no_noise", "no_adain", "no_mixing", "no_mmirn", "no_adversarial",
                    "one_generator", "no_generators"]
 

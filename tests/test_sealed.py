@@ -46,6 +46,7 @@ SEALED = [["--method", "erm", "--patience", "1", "--max_epoch", "4"],
           ["--method", "erm", "--protocol", "counted"],
           *(["--recipe", name, "--protocol", "counted"] for name in ("released", "paper")),
           *(["--recipe", name] for name in ("released", "paper", "robust")),
+          ["--method", "erm", "--recipe", "adaptive"], ["--recipe", "adaptive"], ["--method", "erm", "--recipe", "robust2"],
           ["--method", "mran", "--lr", "0.05"],                            # whose answers stay the same for longer
           *(["--method", name] for name in REGISTRY if name not in ("s2amsnet", "erm", "mran"))]
 

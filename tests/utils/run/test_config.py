@@ -84,7 +84,7 @@ def test_the_resolved_config_reads_back(tmp_path):
 
 @pytest.mark.parametrize("words,message", [
     ("--ptch_size 5", "--ptch_size is not known. Did you mean --patch_size?"), ("--lr fast", "lr must be float, not fast"),
-    ("--recipe best", "recipe must be released, paper or robust, not best"), ("--ablate no_brain", "no_brain"),
+    ("--recipe best", "recipe must be released, paper, robust, adaptive or robust2, not best"), ("--ablate no_brain", "no_brain"),
     ("--flip_augmentation=maybe", "flip_augmentation"), ("--batch_size 2.5", "batch_size must be int, not 2.5"),
     ("--patience soon", "patience must be int, not soon"), ("--simulation.severety 1", "mean --simulation.severity"),
     ("--method", "--method: expected one argument"), ("erm", "erm is not known"),
@@ -177,7 +177,7 @@ def test_help_shows_what_each_recipe_sets_a_switch_to(capsys):
         parse_train(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "'kl'), the released code's bounded term ('released'), or the Jensen–Shannon divergence ('js'). " \
-           "(kl, released or js; released: released, paper: kl, robust: js)" in text
+           "(kl, released or js; released: released, paper: kl, robust: js, adaptive: js, robust2: js)" in text
 
 
 def test_print_config_prints_resolved_settings_that_read_back(tmp_path, capsys):
