@@ -30,7 +30,11 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     unfinished ones and those that a sweep has yet to begin, and for the rule `oracle` without those that have none.
     Raises UserError if there is no such run.
     """
-    found = read_runs(folders, lambda run, info: _rules(run, info) if info.finished else [])
+    return scored(read_runs(folders, scores_of), folders)
+
+
+def scored(found: list[tuple[RunInfo, list[dict[str, Any]]]], folders: list[str | Path]) -> pd.DataFrame:
+    """The frame of `collect` from runs below `folders` that were read before, each with its `scores_of`."""
     rows = [info.columns | {"planned": 0} | of_rule for info, rules in found for of_rule in rules]
     if not rows:
         raise UserError(f"No finished run with a labelled target below {', '.join(map(str, folders))}.")
@@ -44,8 +48,11 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     return runs.sort_values(["pair", "method", "setting", "data", "seed"], kind="stable", ignore_index=True)
 
 
-def _rules(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
-    """The scores of the weights that each rule selected, from evaluation.json; empty without a labelled target."""
+def scores_of(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
+    """The scores of the weights that each rule selected, from evaluation.json; empty without a labelled target, and of
+    an unfinished run."""
+    if not info.finished:
+        return []
     content, classes = run.read_evaluation(), info.classes
     if classes is None:
         raise damaged(run.run, "it lacks 'classes'")
