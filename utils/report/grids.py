@@ -72,12 +72,12 @@ def score_grids(runs: pd.DataFrame, rule: str) -> Iterator[Grid]:
 
 
 def _scores(name: str, title: str, runs: pd.DataFrame, rules: list[str], chosen: str) -> Grid:
-    columns, rows, notes = ["n", "source-validation OA", *SCORES.values()], [], []
+    columns, rows, notes = [*SCORES.values(), "source-validation OA", "n"], [], []
     for pair, rule, table in _tables(runs, rules, layouts.summary):
-        rows += [[Entry(pair), Entry(rule), Entry(method), *(entry(table.cell(method, column)) for column in columns)]
+        rows += [[Entry(pair), Entry(method), *(entry(table.cell(method, column)) for column in columns), Entry(rule)]
                  for method in table.rows]
         notes += table.notes
-    return Grid(name, title, ["pair", "rule", METHOD, *columns], rows,
+    return Grid(name, title, ["pair", METHOD, *columns, "rule"], rows,
                 {"pair": EVERY, "rule": chosen, METHOD: EVERY}, list(dict.fromkeys(notes)))
 
 
@@ -85,10 +85,10 @@ def _classes(name: str, title: str, runs: pd.DataFrame, rules: list[str], chosen
     rows, notes = [], []
     for pair, rule, table in _tables(runs, rules, layouts.per_class):
         classes = dict.fromkeys(chain.from_iterable(runs.loc[runs["pair"] == pair, "classes"]))
-        rows += [[Entry(pair), Entry(rule), Entry(one), Entry(method), entry(cell)]
+        rows += [[Entry(pair), Entry(one), Entry(method), entry(cell), Entry(rule)]
                  for one in classes for method, cell in table.rows[one].items()]
         notes += table.notes
-    return Grid(name, title, ["pair", "rule", "class", METHOD, "accuracy"], rows,
+    return Grid(name, title, ["pair", "class", METHOD, "accuracy", "rule"], rows,
                 {"pair": EVERY, "rule": chosen, "class": EVERY, METHOD: EVERY}, list(dict.fromkeys(notes)))
 
 

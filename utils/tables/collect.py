@@ -56,9 +56,11 @@ def scores_of(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
     content, classes = run.read_evaluation(), info.classes
     if classes is None:
         raise damaged(run.run, "it lacks 'classes'")
-    if "constant" in content and len(content["constant"]["per_class"]) != len(classes):
-        raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     entries = content["rules"] | ({ORACLE.name: content["oracle"]} if "oracle" in content else {})
+    constant = [content["constant"]] if "constant" in content else []
+    if any(len(scores["per_class"]) != len(classes)
+           for scores in [*constant, *(entry["target"] for entry in entries.values() if "target" in entry)]):
+        raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     return [{"rule": rule, "epoch": entry["epoch"], "source_val": entry["source_val"]["oa"],
              "shifted_source": entry["shifted_source"]["oa"],
              **{key: entry["target"][key] for key in (*SCORES, "per_class")},

@@ -71,23 +71,23 @@ def seeds(runs, tmp_path_factory):
 
 def test_scores_are_those_of_the_tables(seeds):
     head, *rows = seeds.tables["scores"]
-    assert head == ["rule", "method", "n", "source-validation OA", "OA", "AA", "κ", "F1"]     # one pair: in the title
-    last = {row[1]: row[2:] for row in rows if row[0] == "last"}
-    assert last["erm"] == ["7", "99.0 ± 0.0", "60.9 ± 0.9", "50.9 ± 0.9", "40.9 ± 0.9", "30.9 ± 0.9"]
-    assert last["daan †"][0] == "6/7" and last["constant answer"][2] == "50.0"
-    assert {row[0] for row in rows} == {"last", "source-val"}
+    assert head == ["method", "OA", "AA", "κ", "F1", "source-validation OA", "n", "rule"]     # one pair: in the title
+    last = {row[0]: row[1:] for row in rows if row[-1] == "last"}
+    assert last["erm"] == ["60.9 ± 0.9", "50.9 ± 0.9", "40.9 ± 0.9", "30.9 ± 0.9", "99.0 ± 0.0", "7", "last"]
+    assert last["daan †"][5] == "6/7" and last["constant answer"][0] == "50.0"
+    assert {row[-1] for row in rows} == {"last", "source-val"}
 
 
 def test_scores_of_the_oracle_stand_in_tables_of_their_own(seeds):
-    assert "oracle" not in {row[0] for row in seeds.tables["scores"] + seeds.tables["classes"]}
+    assert "oracle" not in {row[-1] for row in seeds.tables["scores"] + seeds.tables["classes"]}
     assert [row[0] for row in seeds.tables["scores-oracle"][1:]] == ["daan †", "constant answer"]
     assert any("not an honest score" in words for words in seeds.words)
 
 
 def test_classes_have_a_row_per_method_and_rule(seeds):
     head, *rows = seeds.tables["classes"]
-    assert head == ["rule", "class", "method", "accuracy"] and len(rows) == 2 * 2 * 4
-    assert ["last", "x", "erm", "60.9 ± 0.9"] in rows and ["last", "y", "erm", "–"] in rows
+    assert head == ["class", "method", "accuracy", "rule"] and len(rows) == 2 * 2 * 4
+    assert ["x", "erm", "60.9 ± 0.9", "last"] in rows and ["y", "erm", "–", "last"] in rows
 
 
 def test_filters_begin_at_the_rule(seeds):
@@ -121,7 +121,7 @@ def test_names_in_runs_stay_names(tmp_path):
     page = Page(written(tmp_path / "runs", tmp_path / "page"))
     assert len(page.of("script")) == 1 and all("onerror" not in one for one in page.of("img"))
     assert any(f"→ {HOSTILE}" in words for words in page.words)
-    assert any(row[1] == "\ufffd\ufffd$x" for row in page.tables["classes"])
+    assert any(row[0] == "\ufffd\ufffd$x" for row in page.tables["classes"])
 
 
 def test_what_finds_no_room_is_named(runs, seeds, tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_a_run_without_its_scene_or_weights_is_shown_without_maps(tmp_path):
     page = Page(written(tmp_path / "runs", tmp_path))
     assert any(re.search(r"The map of .*runs/a: .*checkpoint.pt", words) for words in page.words)
     assert not any(attributes.get("id") == "viewer" for attributes in page.of("div"))
-    assert [row[:1] for row in page.tables["scores"][1:]] == [["last"], ["last"], ["source-val"], ["source-val"]]
+    assert [row[-1] for row in page.tables["scores"][1:]] == ["last", "last", "source-val", "source-val"]
 
 
 def test_no_run_is_one_line(tmp_path, capsys):
