@@ -13,6 +13,7 @@ demo: $(VENV)/ready
 	$(RUN) main.py sweep configs/sweep/demo.yaml --save_path $(DEMO) --jobs 2
 	$(RUN) main.py figures $(DEMO)
 	$(RUN) main.py figures $(DEMO) --layout maps
+	$(RUN) main.py report $(DEMO)
 	@echo
 	@echo "Three methods after the same number of steps on one simulated pair, one seed each.  Source validation says"
 	@echo "whether a method has learnt the source; the other scores are those on the target, which no method has seen."
@@ -22,6 +23,7 @@ demo: $(VENV)/ready
 	@$(RUN) main.py tables $(DEMO) --layout summary 2>/dev/null
 	@echo
 	@echo "Maps side by side: $$(ls $(DEMO)/maps_*.png).  Each run's figures: $(DEMO)/*/figures"
+	@echo "All of it on one page, to open in a browser: $(CURDIR)/$(DEMO)/index.html"
 
 test: $(VENV)/ready-to-test
 	$(PYTEST) -rs

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = (("main",), ("utils.commands",), ("utils.bench",), ("utils.figures",), ("utils.tables",), ("utils.trained",),
-          ("utils.sweep", "utils.released"), ("utils.run",), ("utils.process", "utils.text", "utils"), ("datasets",),
+LEVELS = (("main",), ("utils.commands",), ("utils.bench", "utils.report"), ("utils.figures",), ("utils.tables",),
+          ("utils.trained",), ("utils.sweep", "utils.released"), ("utils.run",), ("utils.process", "utils.text", "utils"), ("datasets",),
           ("model",))
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}      # 0 is at the top
 

@@ -69,10 +69,14 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 def shown(text: str) -> str:
     """Text that Markdown and a terminal show as it is: no cell, element, comment or line of its own."""
-    plain = "".join(UNSEEN if unicodedata.category(sign) in ("Cc", "Cs") else sign
-                    for sign in " ".join(text.splitlines()))
+    plain = printable(" ".join(text.splitlines()))
     plain = plain.replace("<", "&lt;").replace(">", "&gt;").replace("](", "]\\(")          # no element, no link
     return plain.replace("\\|", "\\\\|").replace("|", "\\|")
+
+
+def printable(text: str) -> str:
+    """Text without control characters and halves of surrogate pairs, which no UTF-8 file holds."""
+    return "".join(UNSEEN if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
 
 
 def insert_table(path: Path, name: str, text: str) -> None:

@@ -45,6 +45,8 @@ COMMANDS = {command.name: command for command in (
             "draw a run's losses, spectra, patches, maps; with --layout, methods beside each other"),
     Command("tables", "utils.commands.results", "RUN ...",
             "mean ± std over seeds as Markdown, CSV and LaTeX"),
+    Command("report", "utils.commands.results", "RUN ... --out FOLDER",
+            "one HTML file of any runs: tables to sort, maps under a slider, curves, settings"),
     Command("compare", "utils.commands.results", "RUN RUN",
             "two maps of one target: McNemar's test and block-bootstrap intervals"),
     Command("study", "utils.commands.results", "RUN ...",

@@ -1,4 +1,4 @@
-"""Commands that show what came out of runs: figures, study, tables, compare."""
+"""Commands that show what came out of runs: figures, study, tables, report, compare."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from utils.figures import sheet, study as study_figures
 from utils.figures.comparison import plot_ranks
 from utils.figures.of_run import draw_run
 from utils.figures.of_runs import LAYOUTS, gallery
+from utils.report.report import make_report
 from utils.run.flags import Parser
 from utils.run.folder import finished_runs
 from utils.run.selection import LAST, ORACLE, RULES
@@ -130,6 +131,33 @@ def tables(words: list[str]) -> None:
     if choice.insert:
         insert_table(choice.insert, f"{out.name}/{choice.layout}", text)
     print(text)
+
+
+def report_parser() -> Parser:
+    parser = Parser("report", report.__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--out", type=Optional[Path], default=None,
+                        help="folder for index.html; default: the first folder given")
+    parser.add_argument("--rule", choices=[rule.name for rule in RULES], default=LAST.name,
+                        help="selection rule of the maps and figures, chosen at first in the tables")
+    parser.add_argument("--gpu", type=Optional[int], default=None,
+                        help="CUDA device number; -1 = CPU; null = as the run")
+    parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
+    parser.add_argument("--no_maps", action="store_true",
+                        help="leave out the maps, which need the scenes and the networks")
+    parser.add_argument("--size_limit", type=float, default=40.0,
+                        help="megabytes of the file; the page names at its end what finds no room")
+    return parser
+
+
+def report(words: list[str]) -> None:
+    """Write one HTML file of all runs below the given folders: tables, maps, curves, settings, to open in a browser."""
+    choice = report_parser().parse_args(words).as_dict()
+    out = choice.pop("out") or Path(choice["runs"][0])
+    page = make_report(choice.pop("runs"), **choice, command=f"python main.py report {shlex.join(words)}")
+    with writing("report", out):
+        write_text(out / "index.html", page)
+    print(out / "index.html")
 
 
 def compare_parser() -> Parser:

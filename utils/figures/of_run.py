@@ -47,7 +47,7 @@ def _drawn(run: RunFolder, trained: Trained, progress: bool) -> list[Path]:
 def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Callable[[], Figure]]:
     """The name of every figure of a run, and what makes it."""
     entry = run.evaluation_of(LAST.name)
-    data, title, epochs = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}", _epochs(run)
+    data, title, epochs = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}", epoch_records(run)
     found = {"losses": lambda: curves.plot_losses(epochs, f"Training: {title}"),
              "spectra": lambda: _spectra(trained, title), "patches": lambda: _patches(trained, title)}
     if data.target:
@@ -58,7 +58,7 @@ def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Call
     return found
 
 
-def _epochs(run: RunFolder) -> list[dict]:
+def epoch_records(run: RunFolder) -> list[dict]:
     """Epoch records, with the oracle's target scores beside them where they were recorded.  Raises RunFolderError if
     there is none."""
     found = run.records(run.epochs, "losses", *run.source_scores)

@@ -50,7 +50,11 @@ def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:
 
 
 def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
-    """Scores over the severity of the simulated gap."""
+    return severity_figures(runs, LAST.name)
+
+
+def severity_figures(runs: pd.DataFrame, rule: str) -> dict[str, Figure]:
+    """Scores under a rule over the severity of the simulated gap.  Raises UserError if there are no two severities."""
     simulated = runs[runs["scenes"].str.endswith(SIMULATED)]
     simulated = simulated.assign(severity=[simulation["severity"] for simulation in simulated["simulation"]],
                                  drawing=[simulation["seed"] for simulation in simulated["simulation"]],
@@ -58,8 +62,8 @@ def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
     figures = {}
     for (scenes, gap, drawing), chosen in simulated.groupby(["scenes", "gap", "drawing"]):
         if chosen["severity"].nunique() > 1:
-            figures["_".join(filter(None, ("severity", _file(scenes), gap, str(drawing))))] = plot_severity(
-                chosen, f"{scenes}, simulation seed {drawing}{gap and f', {gap} gap'}, rule last; "
+            figures["_".join(filter(None, ("severity", file_name(scenes), gap, str(drawing))))] = plot_severity(
+                chosen, f"{scenes}, simulation seed {drawing}{gap and f', {gap} gap'}, rule {rule}; "
                         "line: mean over n seeds, band: smallest to largest")
     if not figures:
         raise UserError("A figure over the severity needs runs on the simulated pair at two severities at least "
@@ -70,26 +74,31 @@ def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
 def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
     """Per pair, every method's map of the target."""
     figures = {}
-    for pair, chosen in _one_seed(runs):
+    for pair, chosen in one_seed(runs):
         predictions, scene = {}, None
         for row, trained in _opened(chosen, gpu, data_path):
             scene = scene or trained.data.target              # a ceiling, which has half of the labels, comes last
-            cube = preprocess(trained.data.target.cube, trained.config.scene_correction)
-            image = map_scene(trained.method, cube, trained.task.patch_size, trained.device, trained.config.backend,
-                              progress=False)
-            image[~trained.data.target.cube.any(axis=2)] = 0
-            predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = image
-        figures[f"maps_{_file(pair)}"] = plot_map_gallery(
+            predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = target_map(trained)
+        figures[f"maps_{file_name(pair)}"] = plot_map_gallery(
             scene.cube, scene.rgb_bands, scene.labels, predictions, trained.class_names,
             f"{pair}: maps of the whole target; seed {chosen['seed'].iloc[0]}, rule last, scores in percent")
     return figures
+
+
+def target_map(trained: Trained) -> np.ndarray:
+    """A method's map of its whole target [H, W], 1..K; 0 where the scene has no data."""
+    target, config = trained.data.target, trained.config
+    image = map_scene(trained.method, preprocess(target.cube, config.scene_correction), trained.task.patch_size,
+                      trained.device, config.backend, progress=False)
+    image[~target.cube.any(axis=2)] = 0
+    return image
 
 
 def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
     """Per pair, the methods' features of held-out source (of training patches where none are held out)
     and of target patches in the plane (t-SNE)."""
     figures = {}
-    for pair, chosen in _one_seed(runs):
+    for pair, chosen in one_seed(runs):
         shown = {}
         for row, trained in _opened(chosen, gpu, data_path):
             if not hasattr(trained.method.discriminator, "features"):
@@ -105,7 +114,7 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
             shown[row["name"]] = (places, np.concatenate([y for _, y in samples]),
                                   np.repeat([False, True], [len(y) for _, y in samples]))
         if shown:
-            figures[f"features_{_file(pair)}"] = plot_features(
+            figures[f"features_{file_name(pair)}"] = plot_features(
                 shown, trained.class_names,
                 f"{pair}: features in the plane (t-SNE); seed {chosen['seed'].iloc[0]}, rule last")
     if not figures:
@@ -113,7 +122,7 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
     return figures
 
 
-def _one_seed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def one_seed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Per pair one run of every method, all of the seed that most methods have (the lowest of them)."""
     for pair, of_pair in runs.groupby("pair", sort=False):
         counts = of_pair.groupby("seed")["name"].nunique()
@@ -145,7 +154,7 @@ def _features_of(trained: Trained, x: Tensor) -> np.ndarray:
         return torch.cat([trained.method.discriminator.features(part) for part in x.split(BATCH)]).cpu().numpy()
 
 
-def _file(pair: str) -> str:
+def file_name(pair: str) -> str:
     return re.sub(r"[^\w.-]+", "_", pair.replace(" → ", "-")).strip("_")
 
 

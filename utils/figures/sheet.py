@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -188,9 +189,14 @@ def bare(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a PNG at 150 dpi, at fewer where that would be more than MOST_PIXELS, atomically; creates the folder.  The
-    same figure gives the same bytes."""
+    """Write a figure's PNG (`draw`) atomically; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=min(DPI, math.sqrt(MOST_PIXELS / np.prod(figure.get_size_inches()))))
+        draw(figure, file)
+
+
+def draw(figure: Figure, file: BinaryIO) -> None:
+    """Write a PNG at 150 dpi, at fewer where that would be more than MOST_PIXELS, to an open file.  The same figure
+    gives the same bytes."""
+    figure.savefig(file, format="png", dpi=min(DPI, math.sqrt(MOST_PIXELS / np.prod(figure.get_size_inches()))))

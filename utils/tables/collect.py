@@ -31,7 +31,11 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     unfinished ones and those that a sweep has yet to begin, and for the rule `oracle` without those that have none.
     Raises UserError if there is no such run.
     """
-    found = read_runs(folders, lambda run, info: _rules(run, info) if info.finished else [])
+    return scored(read_runs(folders, scores_of), folders)
+
+
+def scored(found: list[tuple[RunInfo, list[dict[str, Any]]]], folders: list[str | Path]) -> pd.DataFrame:
+    """The frame of `collect` from runs below `folders` that were read before, each with its `scores_of`."""
     rows = [info.columns | {"planned": 0} | of_rule for info, rules in found for of_rule in rules]
     if not rows:
         raise UserError(f"No finished run with a labelled target below {', '.join(map(str, folders))}.")
@@ -45,14 +49,19 @@ def collect(folders: list[str | Path]) -> pd.DataFrame:
     return runs.sort_values(["pair", "method", "setting", "data", "seed"], kind="stable", ignore_index=True)
 
 
-def _rules(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
-    """The scores of the weights that each rule selected, from evaluation.json; empty without a labelled target."""
+def scores_of(run: RunFolder, info: RunInfo) -> list[dict[str, Any]]:
+    """The scores of the weights that each rule selected, from evaluation.json; empty without a labelled target, and of
+    an unfinished run."""
+    if not info.finished:
+        return []
     content, classes = run.read_evaluation(), info.classes
     if classes is None:
         raise damaged(run.run, "it lacks 'classes'")
-    if "constant" in content and len(content["constant"]["per_class"]) != len(classes):
-        raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     entries = content["rules"] | ({ORACLE.name: content["oracle"]} if "oracle" in content else {})
+    constant = [content["constant"]] if "constant" in content else []
+    if any(len(scores["per_class"]) != len(classes)
+           for scores in [*constant, *(entry["target"] for entry in entries.values() if "target" in entry)]):
+        raise damaged(run.evaluation, f"its scores are not of the {len(classes)} classes of run.json")
     return [{"rule": rule, "epoch": entry["epoch"],
              **{score: entry[score]["oa"] if score in entry else float("nan") for score in SOURCE_SCORES},
              **{key: entry["target"][key] for key in (*SCORES, "per_class")},

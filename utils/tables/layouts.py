@@ -271,10 +271,14 @@ def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool
     runs = named(runs)
     found = LAYOUTS[layout](runs, rule)
     found = found + published_tables(runs, published) if layout == "pairs" else found
-    return [replace(table, rows=_ceilings_last({row: _ceilings_last(table.rows[row]) for row in table.rows}))
-            for table in found]
+    return [ceilings_last(table) for table in found]
 
 
-def _ceilings_last(of_names: dict[str, Any]) -> dict[str, Any]:
+def ceilings_last(table: Table) -> Table:
+    """The table with the rows and columns of ceilings at its end."""
+    return replace(table, rows=_ordered({row: _ordered(table.rows[row]) for row in table.rows}))
+
+
+def _ordered(of_names: dict[str, Any]) -> dict[str, Any]:
     """Rows, or the cells of a row, with those of ceilings at the end."""
     return {name: of_names[name] for name in sorted(of_names, key=is_ceiling)}

@@ -1,5 +1,6 @@
 """Records of many runs -> one frame: what belongs together, what is left out, and with what word."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -140,3 +141,14 @@ def test_tables_on_a_page_are_those_under_figure(page):
         shown = text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
         made = (ROOT / "figure" / f"{name}.md").read_text().partition("\n\nMade by")[0].rstrip("\n")
         assert shown == made
+
+
+def test_scores_of_other_classes_leave_a_run_out(tmp_path, caplog):
+    write_run(tmp_path / "a", "erm", 0, 0.6, 0.5)
+    write_run(tmp_path / "b", "erm", 1, 0.6, 0.5)
+    content = json.loads((tmp_path / "b/evaluation.json").read_text())
+    content["rules"]["last"]["target"]["per_class"] = [0.5] * 3
+    content["rules"]["last"]["confusion"] = [[1] * 3] * 3
+    (tmp_path / "b/evaluation.json").write_text(json.dumps(content))
+    assert set(collect.collect([tmp_path])["seed"]) == {0}
+    assert "its scores are not of the 2 classes of run.json" in caplog.text
