@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 DEMO   := runs/demo
-# Two processes of one thread each; tests of one group run in one process.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup
+# For two cores: three processes of one thread each, since some tests wait for others; those of one group run in one.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 3 --dist loadgroup
 
 .PHONY: demo test quick clean
 
