@@ -19,6 +19,7 @@ from utils.tables.cells import (CONSTANT, NOT_HONEST, UNITS, add_constant, by_se
                                 of_rule, rule_words, score_cell, score_table, seeds_cell, seeds_over_pairs, target_notes)
 from utils.tables.cost import cost
 from utils.tables.differences import ablation, switches
+from utils.tables.drawings import drawings
 from utils.tables.markup import Cell, Table
 from utils.tables.published import published_tables
 from utils.tables.runs import named, named_settings, read_each
@@ -263,7 +264,8 @@ def _two(values: pd.Series, name: str, form: str) -> str:
 
 LAYOUTS: dict[str, Callable[[pd.DataFrame, str], list[Table]]] = {
     "pairs": pairs, "summary": summary, "overview": overview, "per_class": per_class, "ablation": ablation,
-    "switches": switches, "sensitivity": sensitivity, "cost": cost, "ranks": ranks, "gradients": gradients}
+    "switches": switches, "sensitivity": sensitivity, "cost": cost, "ranks": ranks, "drawings": drawings,
+    "gradients": gradients}
 
 
 def make(layout: str, runs: pd.DataFrame, rule: str = LAST.name, published: bool = False) -> list[Table]:

@@ -54,6 +54,26 @@ def test_missing_cells_are_dashes_and_not_in_the_csv():
     assert len(markup.as_csv([table]).splitlines()) == 3
 
 
+def test_drawn_pairs_are_one_sample(tmp_path):
+    """Means over seeds first, then mean and std over pairs; tests over pairs; a pair drawn once is no sample."""
+    scores = {"erm": (0.5, 0.6, 0.7, 0.65, 0.55), "svm": (0.6, 0.7, 0.8, 0.75, 0.66), "daan": (0.4, 0.5, 0.6, 0.5, 0.4)}
+    for name, values in scores.items():
+        for pair, value in enumerate(values):
+            drawn = {"simulation": {"severity": 1.0, "seed": pair, "gap": "drawn"}, "data": f"pair {pair}"}
+            for seed, shift in enumerate((-0.02, 0.02)):
+                write_run(tmp_path / f"{name}{pair}{seed}", name, seed, value + shift, 0.5, **drawn)
+    write_run(tmp_path / "once", "erm", 0, 0.9, 0.5, data="once", simulation={"severity": 2.0, "seed": 0})
+    kappa, aa = made(tmp_path, "drawings")
+    assert kappa.columns == ["severity 1, drawn gap"] and set(kappa.rows) == set(scores)
+    cells_of = {name: kappa.rows[name]["severity 1, drawn gap"] for name in scores}
+    assert [cells_of[name].text for name in scores] == ["40.0 ± 7.9", "50.2 ± 7.8", "28.0 ± 8.4"]
+    assert (cells_of["svm"].mark, cells_of["erm"].mark) == (BEST, LEVEL) and cells_of["erm"].numbers["p"] == 2 * 2 ** -5
+    assert aa.rows["erm"]["severity 1, drawn gap"].text == "50.0 ± 7.9"
+    assert kappa.notes[-1].startswith("severity 1, drawn gap: Friedman p = 0.0067 over 5 pairs; mean ranks svm 1.0, erm 2.0")
+    with pytest.raises(UserError, match="more than one --simulation.seed"):
+        made(tmp_path / "once", "drawings")
+
+
 def test_the_overview_sets_pairs_and_rules_beside_each_other(tmp_path):
     for seed in range(2):
         write_run(tmp_path / f"a{seed}", "erm", seed, 0.6 + 0.1 * seed, 0.5, oracle=0.9)
