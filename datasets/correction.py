@@ -4,9 +4,11 @@ Light, air and detector change a whole flight at once, and the mean spectrum wit
 taken out changes less.  It is old practice in remote sensing (internal average relative reflectance: Kruse 1988; log
 residuals: Green & Craig 1985).  Let u be a pixel's unit spectrum, r the reference, the mean of u over a scene's pixels.
 
-    mean         u − r
-    ratio        u / r, scaled to unit length again
-    standardise  (u − r) / s, s the standard deviation of u over the scene, scaled to the mean of s
+    mean              u − r
+    ratio             u / r, scaled to unit length again
+    standardise       (u − r) / s, s the standard deviation of u over the scene over its mean over the bands
+    half_standardise  (u − r) / √s: half of the way, in decibels, from `mean` to `standardise`.  Bands of little contrast
+                      come forward, and less so where s is what it is because the scene holds other surfaces
 
 A scene that holds other surfaces has another mean for that reason alone.  So that a network learns not to trust the
 mean, training may mix the reference: every patch sees r = a·m + (1 − a)·Σ_k w_k c_k, m the source's mean, c_k the mean
@@ -26,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NONE, MEAN, RATIO, STANDARDISE = "none", "mean", "ratio", "standardise"
+NONE, MEAN, RATIO, STANDARDISE, HALF = "none", "mean", "ratio", "standardise", "half_standardise"
+POWER = {STANDARDISE: 1.0, HALF: 0.5}       # of the deviation that is divided by
 DARKEST = 0.05            # of the reference's root mean square: less is not divided by
 FEW_PIXELS = 1000         # a mean of fewer is not to be trusted
 ONE_SURFACE = 0.5         # of the source's spread: below, the scene may show one kind of surface alone
@@ -141,7 +144,7 @@ class Correction:
             seen = seen / seen.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         else:
             seen = x - r
-            if self.kind == STANDARDISE:
+            if self.kind in POWER:
                 s = self.deviation.clamp_min(DARKEST * self.deviation.mean())
-                seen = seen * (self.deviation.mean() / s)[None, :, None, None]
+                seen = seen * ((self.deviation.mean() / s) ** POWER[self.kind])[None, :, None, None]
         return seen * there

@@ -26,8 +26,8 @@ class Switches:
 
     Args:
         scene_correction: spectra are seen against the mean spectrum of their own scene: 'none', minus it ('mean'),
-            divided by it ('ratio'), or 'standardise' (minus the mean, divided by the standard deviation). With one of
-            these a target's unlabelled pixels are read when the weights are applied to it, never while training.
+            divided by it ('ratio'), 'standardise' (minus the mean, divided by the standard deviation) or
+            'half_standardise' (minus the mean, divided by the root of the standard deviation). With one of these a target's unlabelled pixels are read when the weights are applied to it, never while training.
         reference_branch: above 0, training mixes that mean with the means of the classes, by weights ~ Dirichlet(this),
             one draw per patch, so that the network does not trust the mean of a scene with other surfaces.
         reference_pixels: above 0, the mixed reference also has the mean of the deviations of so many training pixels from
@@ -70,7 +70,7 @@ class Switches:
         weight_averaging: decay per step of the averaged discriminator that is evaluated; 0 = the trained one is.
     """
 
-    scene_correction: Optional[Literal["none", "mean", "ratio", "standardise"]] = None
+    scene_correction: Optional[Literal["none", "mean", "ratio", "standardise", "half_standardise"]] = None
     reference_branch: Optional[float] = None
     reference_pixels: Optional[int] = None
     resolution_branch: Optional[float] = None

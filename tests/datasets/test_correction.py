@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.correction import MEAN, RATIO, STANDARDISE, Correction, corrected, mixture_of, reference_of
+from datasets.correction import HALF, MEAN, RATIO, STANDARDISE, Correction, corrected, mixture_of, reference_of
 from datasets.harmonize import preprocess, unit_spectra
 from datasets.patches import Augmentation, PatchSampler, place
 
-KINDS = (MEAN, RATIO, STANDARDISE)
+KINDS = (MEAN, RATIO, STANDARDISE, HALF)
 CPU = torch.device("cpu")
 
 
@@ -51,6 +51,13 @@ def test_standardised_spread_is_one_number(cube):
     seen, there = preprocess(cube, STANDARDISE), cube.any(axis=2)
     spread = seen[there].std(0)
     assert np.allclose(spread, spread.mean(), rtol=1e-4) and np.allclose(seen[there].mean(0), 0, atol=1e-6)
+
+
+def test_half_standardised_lies_between(cube):
+    """Its bands are the geometric means of those of `mean` and `standardise`."""
+    none, half, full = (preprocess(cube, kind).astype(np.float64) for kind in (MEAN, HALF, STANDARDISE))
+    assert np.allclose(half ** 2, none * full, atol=1e-6) and np.array_equal(np.sign(half), np.sign(full))
+    assert not np.allclose(half, none, atol=1e-3)
 
 
 def test_one_broken_pixel_hardly_moves_the_reference(cube):
