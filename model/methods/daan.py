@@ -76,8 +76,8 @@ class DAAN(Method):
 
     Checked against the authors' code (jindongwang/transferlearning, code/deep/DAAN: train.py, model/DAAN.py).  As
     there: both losses and their weights (daan_global, daan_local), the reversal, and the p_k, which pass gradients on
-    to the classifier that no reversal turns (daan_shares 'free').  Different here: ω is of error rates, for class k over
-    samples in proportion to p_k, where there losses stand in place of errors, the global one after its weight; the
+    to the classifier that no reversal turns (daan_shares 'free').  Different here: ω is of error rates, for class k
+    over samples in proportion to p_k, where there losses stand in place of errors, the global one after its weight; the
     backbone, without their bottleneck; domain discriminators of the features' width (there 1024) with one logit (there
     two), without dropout; Adam at one rate for all stands for SGD, which decays weights, falls with the epochs and is
     ten times slower in all but the last layer.  Source and target pass in one batch: BatchNorm's running statistics,
