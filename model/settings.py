@@ -122,6 +122,7 @@ class Settings(Switches):
         daan_shares: class shares that it multiplies features with pass gradients on ('free'), or don't ('detached').
         sagnet_adversary: what method sagnet's adversarial step changes: BatchNorm's scales and shifts before the last
             two stages ('norms', as its authors' code), or the two 'early' stages with all their weights.
+        pden_lr_factor: method pden learns at so many times lr.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32),
             'tf32' all convolutions and matrix products in TF32, on a GPU only.
@@ -144,6 +145,7 @@ class Settings(Switches):
     daan_local: float = 0.01
     daan_shares: Literal["free", "detached"] = "free"
     sagnet_adversary: Literal["norms", "early"] = "norms"
+    pden_lr_factor: float = 0.1
     backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
     precision: Literal["float32", "bf16", "tf32"] = "float32"
     compile: bool = False
@@ -168,7 +170,7 @@ def resolve_switches(settings: Settings) -> None:
     for name, value in recipe_switches(settings.recipe).items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
-    for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
+    for name in ("lr", "temp", "beta", "pden_lr_factor", "pro_dim", "GIN_ch", "mmirn_filters"):
         if not 0 < getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):

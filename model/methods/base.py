@@ -44,6 +44,7 @@ class Method(nn.Module):
     fits_in_one_epoch    everything is learnt in one epoch, and fitted when `evaluating` begins
     supports_cuda_graph  the step is `capturable`: the option cuda_graph works
     supports_compile     the step calls its networks as they are, whole: the option compile works
+    borrows_backbone     the losses of a paper, on S²AMSnet's backbone in place of the paper's network: tables say so
     own_settings         those that this method alone reads, METHOD_NAME; a run's label says which are not the default
     """
 
@@ -53,6 +54,7 @@ class Method(nn.Module):
     supports_cuda_graph = True
     supports_compile = False
     defined_by_recipe = False
+    borrows_backbone = False
     own_settings: tuple[str, ...] = ()
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):

@@ -86,6 +86,7 @@ class DAAN(Method):
 
     uses_target = True
     needs_progress = True
+    borrows_backbone = True
     own_settings = ("daan_global", "daan_local", "daan_shares")
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):

@@ -48,6 +48,8 @@ class L2D(Method):
     two.  The max step leaves BatchNorm's running statistics as they are.
     """
 
+    borrows_backbone = True
+
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
         with seeded_initialisation(streams):
@@ -146,8 +148,8 @@ class StyleNetwork(nn.Module):
 
     x̂ = unit(0.4 x + 0.6 unit(sigmoid(Σ_i w_i tanh(b_i)))),   b₀ = conv1×1(h),   b_i = convᵀ_i(s_i⊙IN(conv_i(h)) + t_i)
 
-    h is x, scaled to about 1 in every band, plus noise of learnt strength.  Convolutions and w are drawn for each batch,
-    or are the `fixed` ones of the start, which serve to learn s, t and the strength.
+    h is x, scaled to about 1 in every band, plus noise of learnt strength.  Convolutions and w are drawn for each
+    batch, or are the `fixed` ones of the start, which serve to learn s, t and the strength.
     """
 
     def __init__(self, bands: int, patch_size: int):

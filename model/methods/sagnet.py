@@ -45,6 +45,7 @@ class SagNet(Method):
     The branch weights, which the classifier's stages share, count as G_f's and as G_c's.
     """
 
+    borrows_backbone = True
     own_settings = ("sagnet_adversary",)
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):

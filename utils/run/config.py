@@ -28,7 +28,8 @@ FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run e
 SEALED, COUNTED = "sealed", "counted"    # protocols
 BEFORE = {                              # method -> what its runs did before these could be set
     "daan": {"daan_global": 0.5, "daan_local": 0.5, "daan_shares": "detached"},
-    "sagnet": {"sagnet_adversary": "early"}}
+    "sagnet": {"sagnet_adversary": "early"},
+    "pden": {"pden_lr_factor": 1.0}}
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
 GROUPS = {                              # of `train --help`; every setting is in one of them
     "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
@@ -37,7 +38,7 @@ GROUPS = {                              # of `train --help`; every setting is in
     "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
     "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights", "daan_global",
-               "daan_local", "daan_shares", "sagnet_adversary"),
+               "daan_local", "daan_shares", "sagnet_adversary", "pden_lr_factor"),
     "the run": ("seed", "gpu", "deterministic", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard", "log_interval",
                 "backend", "precision", "compile", "cuda_graph"),
     "switches of the recipe (docs/fidelity.md)": tuple(entry.name for entry in fields(Switches))}

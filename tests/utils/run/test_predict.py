@@ -81,7 +81,8 @@ def test_map_of_a_method_with_its_own_prediction(own, monkeypatch):
     assert np.array_equal(classify(own, sampler_of(scene, every_pixel(9, 14))).numpy(), expected.numpy())
 
 
-@pytest.mark.parametrize("name, scanned", [("erm", True), ("l2d", True), ("mran", False), ("htcnn", False), ("svm", False)])
+@pytest.mark.parametrize("name, scanned", [("erm", True), ("l2d", True), ("mran", False), ("htcnn", False),
+                                           ("svm", False)])
 def test_what_a_scan_would_not_answer_alike_is_not_scanned(name, scanned):
     assert can_scan(build(method=name)) is scanned
 
