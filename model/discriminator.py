@@ -36,7 +36,12 @@ class Discriminator(nn.Module):
     Linear -> K.  In training a batch may hold several domains, equal parts one after the other, each with BatchNorm
     statistics of its own: what a call for each would give.  Precision 'bf16' computes all but the last layer in
     bfloat16, by autocast; BatchNorm sums in float32.
+
+    scannable   of a class that says so itself: a scan of a scene (model/scan) gives its logits, which are `last_layers`
+                on the features behind `fc`; not inherited, since a subclass may do something else in between
     """
+
+    scannable = True
 
     def __init__(self, bands: int, n_classes: int, patch_size: int, channels: int = 128, *,
                  kernel_activation: str = "relu", backend: str = "auto", precision: str = "float32"):
@@ -67,6 +72,10 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, domains: int = 1) -> Tensor:
         return self.head(self.features(x, domains))
+
+    def last_layers(self) -> list[nn.Linear]:
+        """What makes logits of the features, leaky ReLUs between them."""
+        return [self.head]
 
     def run_stages(self, h: Tensor, stages: Iterable[DiscriminatorStage]) -> Tensor:
         """Some of the stages on their input, for methods that work between them: [N, C, P, P] -> [N, d, P, P], in the

@@ -117,6 +117,12 @@ class Settings(Switches):
         beta: λ ~ Beta(beta, beta) of the mixing.
         gain_strength: standard deviation of the log gain of method erm_gain.
         htcnn_weights: state dict of torchvision's vgg16 that method htcnn starts from; null = random weights.
+        daan_global: weight of method daan's global domain loss.
+        daan_local: weight of its class-wise domain losses.
+        daan_shares: class shares that it multiplies features with pass gradients on ('free'), or don't ('detached').
+        sagnet_adversary: what method sagnet's adversarial step changes: BatchNorm's scales and shifts before the last
+            two stages ('norms', as its authors' code), or the two 'early' stages with all their weights.
+        pden_lr_factor: method pden learns at so many times lr.
         backend: 'reference' (plain PyTorch), the 'cpu' or 'cupy' kernels, or the fastest that works here ('auto').
         precision: 'bf16' computes the discriminator in bfloat16 (losses, generators and the MI term stay in float32),
             'tf32' all convolutions and matrix products in TF32, on a GPU only.
@@ -135,6 +141,11 @@ class Settings(Switches):
     beta: float = 0.6
     gain_strength: float = 0.2
     htcnn_weights: Optional[str] = None
+    daan_global: float = 0.05
+    daan_local: float = 0.01
+    daan_shares: Literal["free", "detached"] = "free"
+    sagnet_adversary: Literal["norms", "early"] = "norms"
+    pden_lr_factor: float = 0.1
     backend: Literal["auto", "reference", "cpu", "cupy"] = "auto"
     precision: Literal["float32", "bf16", "tf32"] = "float32"
     compile: bool = False
@@ -159,7 +170,7 @@ def resolve_switches(settings: Settings) -> None:
     for name, value in recipe_switches(settings.recipe).items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
-    for name in ("lr", "temp", "beta", "pro_dim", "GIN_ch", "mmirn_filters"):
+    for name in ("lr", "temp", "beta", "pden_lr_factor", "pro_dim", "GIN_ch", "mmirn_filters"):
         if not 0 < getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must be positive, not {getattr(settings, name)}.")
     for name in ("pro_dim", "GIN_ch", "mmirn_filters"):
@@ -167,7 +178,7 @@ def resolve_switches(settings: Settings) -> None:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
     for name in ("reference_branch", "reference_pixels", "resolution_branch", "gain_augmentation",
                  "admixture_augmentation", "gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight",
-                 "mi_weight", "source_weight"):
+                 "mi_weight", "source_weight", "daan_global", "daan_local"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:

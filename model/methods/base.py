@@ -44,6 +44,8 @@ class Method(nn.Module):
     fits_in_one_epoch    everything is learnt in one epoch, and fitted when `evaluating` begins
     supports_cuda_graph  the step is `capturable`: the option cuda_graph works
     supports_compile     the step calls its networks as they are, whole: the option compile works
+    borrows_backbone     the losses of a paper, on S²AMSnet's backbone in place of the paper's network: tables say so
+    own_settings         those that this method alone reads, METHOD_NAME; a run's label says which are not the default
     """
 
     uses_target = False
@@ -52,6 +54,8 @@ class Method(nn.Module):
     supports_cuda_graph = True
     supports_compile = False
     defined_by_recipe = False
+    borrows_backbone = False
+    own_settings: tuple[str, ...] = ()
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__()
@@ -73,10 +77,17 @@ class Method(nn.Module):
         return Discriminator(self.task.bands, self.task.n_classes, self.task.patch_size, s.pro_dim,
                              kernel_activation=s.kernel_activation, backend=s.backend, precision=s.precision)
 
-    @staticmethod
-    def label_note(settings: Settings) -> str:
-        """What a run's label says beside method, recipe, switches and ablations; empty = nothing."""
-        return ""
+    @classmethod
+    def label_note(cls, settings: Settings) -> str:
+        """What a run's label says beside method, recipe, switches and ablations: `own_settings` that are not the
+        default, as NAME=VALUE; empty = nothing."""
+        return " ".join(f"{name.removeprefix(f'{settings.method}_')}={getattr(settings, name)}"
+                        for name in cls.own_settings if getattr(settings, name) != getattr(Settings, name))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, at the start where there is a schedule."""
+        return self.settings.lr
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +121,7 @@ class Method(nn.Module):
     def add_optimiser(self, name: str, *networks: nn.Module) -> Adam:
         """Adam over the networks' parameters (each once), kept under `name`."""
         parameters = dict.fromkeys(p for network in networks for p in network.parameters())
-        lr = self.settings.lr
+        lr = self.lr
         if self.settings.cuda_graph and self.settings.lr_schedule != "constant":
             lr = torch.tensor(lr, device=self.streams.noise.device)         # a captured step reads it at every replay
         self.optimisers[name] = Adam(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8,
@@ -134,7 +145,7 @@ class Method(nn.Module):
             self.begin_epoch(done // per_epoch)
         if self.settings.lr_schedule == "constant":
             return
-        rate = self.settings.lr * (1 + math.cos(math.pi * self.progress)) / 2
+        rate = self.lr * (1 + math.cos(math.pi * self.progress)) / 2
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 if isinstance(group["lr"], Tensor):

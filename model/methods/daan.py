@@ -29,10 +29,11 @@ class DomainDiscriminators(nn.Module):
 
 def domain_losses(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of the domains: logits of 'target' [N, 1 + K] of source and of target samples -> global
-    loss, and class-wise losses summed over the classes; each a mean over the samples of both domains (nats)."""
+    loss, and class-wise losses summed over the classes; each a mean over the source samples plus one over the target
+    samples (nats)."""
     terms = [functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none")
              for logits, label in ((source, 0.0), (target, 1.0))]
-    each = torch.cat(terms).mean(0)
+    each = sum(term.mean(0) for term in terms)
     return each[0], each[1:].sum()
 
 
@@ -67,21 +68,26 @@ class DAAN(Method):
     """DAAN (Yu, Wang, Chen, Huang, ICDM 2019, Transfer Learning with Dynamic Adversarial Adaptation Network).
 
     min over the domain discriminators, and by gradient reversal with scale λ(p) max over the features, of
-    (1 − ω) L_g + ω L_l, beside CE; λ(p) = 2/(1 + exp(−10 p)) − 1 over the share p of training.
-    L_g = BCE(D_g(f), domain), L_l = Σ_k BCE(D_k(p_k(x)·f), domain), source and target with their own domain labels.
+    (1 − ω)·0.05 L_g + ω·0.01 L_l, beside CE; λ(p) = 2/(1 + exp(−10 p)) − 1 over the share p of training.
+    L_g = BCE(D_g(f), domain), L_l = Σ_k BCE(D_k(p_k(x)·f), domain), each the mean over the source's samples plus that
+    over the target's.
     ω = d_l / (d_g + d_l) at the beginning of each epoch, from the A-distances that the last one's errors stand for, and
-    ½ in the first: the larger distance is the one worked at, which is how the released code weighs and the paper
-    explains the factor.
+    ½ in the first: the larger distance is the one worked at.
 
-    Written from the paper's idea and the released training loop.  Changed: that code weighs L_g and L_l by small
-    factors of its own, and puts losses, which are no errors and exceed ½, in place of ε; here ε is an error rate, for
-    class k over samples in proportion to p_k.  p_k carries no gradient (reversed, it would reward undecided
-    predictions).  Domain discriminators are as wide as the features, without dropout.  Source and target pass in one
-    batch: BatchNorm's running statistics, which classify at test time, are then those that training used.
+    Checked against the authors' code (jindongwang/transferlearning, code/deep/DAAN: train.py, model/DAAN.py).  As
+    there: both losses and their weights (daan_global, daan_local), the reversal, and the p_k, which pass gradients on
+    to the classifier that no reversal turns (daan_shares 'free').  Different here: ω is of error rates, for class k
+    over samples in proportion to p_k, where there losses stand in place of errors, the global one after its weight; the
+    backbone, without their bottleneck; domain discriminators of the features' width (there 1024) with one logit (there
+    two), without dropout; Adam at one rate for all stands for SGD, which decays weights, falls with the epochs and is
+    ten times slower in all but the last layer.  Source and target pass in one batch: BatchNorm's running statistics,
+    which classify at test time, are then those that training used.
     """
 
     uses_target = True
     needs_progress = True
+    borrows_backbone = True
+    own_settings = ("daan_global", "daan_local", "daan_shares")
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -107,11 +113,12 @@ class DAAN(Method):
         features = self.discriminator.features(torch.cat([x, target]))
         logits = self.discriminator.head(features)
         ce = functional.cross_entropy(logits[:len(x)], y)
-        shares = logits.detach().softmax(1)
+        shares = logits.softmax(1) if self.settings.daan_shares == "free" else logits.detach().softmax(1)
         domain_logits = self.domains(reverse_gradient(features, scale), shares).split(len(x))
         global_loss, local_loss = domain_losses(*domain_logits)
         omega = self.omega.float()
-        loss = ce + (1 - omega) * global_loss + omega * local_loss
+        loss = (ce + (1 - omega) * self.settings.daan_global * global_loss
+                + omega * self.settings.daan_local * local_loss)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

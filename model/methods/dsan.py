@@ -30,6 +30,7 @@ class DSAN(Method):
 
     uses_target = True
     needs_progress = True
+    borrows_backbone = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)

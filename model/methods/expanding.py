@@ -14,7 +14,8 @@ from model.settings import Settings
 from model.states import frozen, statistics_frozen
 
 NOISE_DIM = 10
-TEMPERATURE = 0.07        # that of the published implementation of supervised contrast, for both methods
+TEMPERATURE = 0.07        # this and the floor are those of both authors' codes
+FLOOR = 1e-6              # inside the logarithms of their contrasts (`log_shares`)
 
 
 class ExpandingMethod(Method):
@@ -23,6 +24,8 @@ class ExpandingMethod(Method):
     The views of a step share one batch, so that BatchNorm treats them alike, in training as in evaluation.  The papers'
     classifiers have no BatchNorm.
     """
+
+    borrows_backbone = True
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -41,11 +44,17 @@ class ExpandingMethod(Method):
         with frozen(self.discriminator), frozen(self.projection), statistics_frozen(self.discriminator):
             return self.see(views)
 
+    def classifier_terms(self, logits: dict[str, Tensor], projected: dict[str, Tensor], y: Tensor, kinds: Tensor
+                         ) -> dict[str, Tensor]:
+        """The parts of the classifier's loss: CE of each view, and the contrast, in which patches of a kind [N]
+        attract."""
+        terms = {f"ce_{name}": functional.cross_entropy(each, y) for name, each in logits.items()}
+        views = torch.stack(list(projected.values()), 1)
+        return terms | {"contrast": supervised_contrast(views, kinds, TEMPERATURE, FLOOR)}
+
     def step_classifier(self, views: dict[str, Tensor], y: Tensor, kinds: Tensor) -> dict[str, Tensor]:
         """Update classifier and projection: Σ CE over the views + contrast, in which patches of a kind [N] attract."""
-        logits, projected = self.see({name: view.detach() for name, view in views.items()})
-        terms = {f"ce_{name}": functional.cross_entropy(each, y) for name, each in logits.items()}
-        terms["contrast"] = supervised_contrast(torch.stack(list(projected.values()), 1), kinds, TEMPERATURE)
+        terms = self.classifier_terms(*self.see({name: view.detach() for name, view in views.items()}), y, kinds)
         loss = sum(terms.values())
         self.classifier_optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -51,8 +51,8 @@ class HTCNN(ERM):
             load_vgg(classifier.vgg, path)
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
 
-    @staticmethod
-    def label_note(settings: Settings) -> str:
+    @classmethod
+    def label_note(cls, settings: Settings) -> str:
         return "random-init" if settings.htcnn_weights is None else f"weights={Path(settings.htcnn_weights).stem}"
 
 

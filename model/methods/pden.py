@@ -8,12 +8,12 @@ from torch.nn import functional
 
 from model.layers import AdaIN
 from model.methods.base import Task, as_floats, seeded_initialisation
-from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
+from model.methods.expanding import FLOOR, NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
 from model.seeding import Streams
 from model.settings import Settings
 
-GENERATORS = 20           # K, and the weights below: the authors' script for digits
+GENERATORS = 20           # K; this and the weights below are the authors'
 ADVERSARIAL_WEIGHT = 0.1
 DIVERSITY_WEIGHT = 2.0
 DIVERSITY_LIMIT = 0.5     # mean difference of two draws beyond which diversity is no longer rewarded
@@ -34,10 +34,13 @@ class PDEN(ExpandingMethod):
                   the views x, x_old, x_mix at random: the generator leaves what the classifier finds alike
                   L_div = mean min(|G_k(x, z) − G_k(x, z'')|, 0.5), L_cyc = |x − G'_k(G_k(x, z))|², means over entries
 
-    The equations are written down from memory of the paper; K, the weights and the view x_mix are those of the authors'
-    released script for digits.  Changed: the backbone, and the projection of its features is one linear layer; F learns
-    with the generators from the start (there it is first trained alone) and G_k learns through its whole turn (there F
-    alone in the second half); the layers of the generators are all of width GIN_ch (there 16, 32, 64), and their output
+    Checked against the authors' code (lileicv/PDEN: main_my_iter.py, con_losses.py, network; run_my.sh, for digits).
+    As there: K, all weights and views, one linear projection, 1e-6 inside the logarithms of both contrasts, the learning
+    rate (1e-4, a tenth of lr: pden_lr_factor), and that G_k sees F after F's step.  Different here: the backbone; L_adv
+    is −log of (1 − p) with 1e-6 in sum and remainder, where there another 1e-6 is taken off, which can leave a negative
+    number to the logarithm; G_k's whole pass comes after F's step (there the forward half comes before); F learns with
+    the generators from the start (there it is first trained alone) and G_k learns through its whole turn (there F alone
+    in the second half); the layers of the generators are all of width GIN_ch (there 16, 32, 64), and their output
     starts at the level of unit spectra.  The weights were chosen for images in (0, 1), which the sigmoid at the end
     gives; unit spectra are smaller numbers, so that L_div and L_cyc weigh less here.
     Which generator is in turn depends on where the run is, and the step is not captured.
@@ -45,6 +48,7 @@ class PDEN(ExpandingMethod):
 
     needs_progress = True
     supports_cuda_graph = False
+    own_settings = ("pden_lr_factor",)
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
@@ -52,6 +56,10 @@ class PDEN(ExpandingMethod):
             self.generators = nn.ModuleList(ConvGenerator(task.bands, settings.GIN_ch) for _ in range(GENERATORS))
             self.cycles = nn.ModuleList(ConvGenerator(task.bands, settings.GIN_ch) for _ in range(GENERATORS))
         self.generator_optimiser = self.add_optimiser("generators", self.generators, self.cycles)
+
+    @property
+    def lr(self) -> float:
+        return self.settings.lr * self.settings.pden_lr_factor
 
     @property
     def turn(self) -> int:
@@ -88,7 +96,7 @@ class PDEN(ExpandingMethod):
         """Update G_k and G'_k alone, from two draws of G_k and a view of a known domain, each [N, B, P, P]."""
         logits, projected = self.see_frozen({"generated": generated, "partner": partner})
         terms = {"ce": functional.cross_entropy(logits["generated"], y),
-                 "adversarial": adversarial_contrast(projected["generated"], projected["partner"], TEMPERATURE),
+                 "adversarial": adversarial_contrast(projected["generated"], projected["partner"], TEMPERATURE, FLOOR),
                  "diversity": diversity(generated, again, DIVERSITY_LIMIT),
                  "cycle": functional.mse_loss(self.cycles[turn](generated), x)}
         loss = (terms["ce"] + ADVERSARIAL_WEIGHT * terms["adversarial"] - DIVERSITY_WEIGHT * terms["diversity"]
@@ -124,21 +132,19 @@ class ConvGenerator(nn.Module):
         return self.decoder(h if z is None else self.adain(h, z))
 
 
-def adversarial_contrast(z: Tensor, z_prime: Tensor, temperature: float) -> Tensor:
-    """−log(1 − p_i), mean over the 2N views; p_i = exp(s(i, i')/τ) / Σ_{k≠i} exp(s(i, k)/τ), i' the partner of view i
-    and s the cosine: small where partners are no more alike than strangers.  z, z' [N, D] -> scalar (nats).
+def adversarial_contrast(z: Tensor, z_prime: Tensor, temperature: float, floor: float) -> Tensor:
+    """−log(1 − p_i), mean over the 2N views; p_i = e_ii' / (Σ_{k≠i} e_ik + ε), e = exp((s − 1)/τ), i' the partner of
+    view i, s the cosine: small where partners are no more alike than strangers.  z, z' [N, D] -> scalar (nats).
 
-    From two log-sum-exps, with and without the partner, so that p near 1 keeps its gradient.  0 for N = 1, where there
-    is no stranger.
+    1 − p_i = (Σ_{k≠i,i'} e_ik + ε) / (Σ_{k≠i} e_ik + ε) from two sums, with and without the partner, so that p near 1
+    keeps its gradient; the floor ε keeps it above 0.
     """
     n = len(z)
-    if n == 1:
-        return (0 * z).sum()
     views = functional.normalize(torch.cat([z, z_prime]), dim=1)                              # [2N, D]
-    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-    others = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
-    strangers = others.masked_fill(itself.roll(n, 1), -torch.inf)
-    return (others.logsumexp(1) - strangers.logsumexp(1)).mean()
+    others = ~torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    strangers = others & others.roll(n, 1)
+    e = ((views @ views.T - 1) / temperature).exp()
+    return (((e * others).sum(1) + floor).log() - ((e * strangers).sum(1) + floor).log()).mean()
 
 
 def diversity(one: Tensor, other: Tensor, limit: float) -> Tensor:

@@ -8,11 +8,14 @@ from torch.nn import functional
 
 from model.layers import EPSILON, AdaIN
 from model.methods.base import Task, capturable, seeded_initialisation
-from model.methods.expanding import NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
+from model.methods.contrast import log_shares
+from model.methods.expanding import FLOOR, NOISE_DIM, TEMPERATURE, ExpandingMethod, start_at_unit_spectra
 from model.mixing import mix
 from model.seeding import Streams
 from model.settings import Settings
 
+COMPARED = 3              # views of which the authors' code compares one with the source, by chance
+OWN_STYLE = 0.5           # share of a sample's own statistics
 SPATIAL_CHANNELS = 3      # of the map whose spatial statistics are randomised (authors' code)
 KERNEL = 3                # side of the structuring elements (authors' code)
 MORPHOLOGY_MAPS = 4
@@ -30,12 +33,13 @@ class SDEnet(ExpandingMethod):
                   kind) and the generated ones (the other) of that class, mean over the classes, so that the generated
                   features leave the source's, as far as CE lets them
 
-    All terms weigh 1, as in the authors' settings.  The structure of G (see `StyleGenerator`) and the losses are
-    written down from memory of the paper and from what the authors' code does.  Changed: the backbone, and the
-    projection is one linear layer; the width of G is GIN_ch (there 64), its output starts at the level of unit spectra,
-    the share of a sample's own statistics stays in 0..1, and structuring elements start flat.  The generator's step
-    sees the classifier after that one's step, and leaves no gradient on it.  L_adv always compares the source with x_g;
-    the authors' code takes x_e or x_i in its place in two of three steps, and then has no gradient for G.
+    All terms weigh 1.  Checked against the authors' code (YuxiangZhang-BIT/IEEE_TIP_SDEnet: train.py, con_losses.py,
+    network).  As there: both losses from one pass, with 1e-6 inside the contrasts' logarithms; F's gradients are not
+    zeroed between the two backward passes, so that F also goes down L_adv, and the CE of x_g twice; L_adv counts in one
+    step of three, by chance (in the others it compares x with x_e or x_i, and has no gradient at all); one linear
+    projection; the share of a sample's own statistics, which on a GPU is left out of what is learnt there, stays ½.
+    Different here: the backbone; the generator's width is GIN_ch (there 64), its output starts at the level of unit
+    spectra, its structuring elements start flat, and variances are over n (there n − 1); the views share one batch.
     """
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
@@ -47,36 +51,39 @@ class SDEnet(ExpandingMethod):
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return self.step(x, y, *self.draw(x))
 
-    def draw(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For two calls of the generator z [2, N, 10] and shuffles [2, N]; the mixing's λ [N]."""
+    def draw(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For two calls of the generator z [2, N, 10] and shuffles [2, N]; the mixing's λ [N]; whether L_adv counts, 0
+        or 1."""
         rng, n, device = self.streams.noise, len(x), x.device
         z = torch.randn(2, n, NOISE_DIM, generator=rng, device=device)
         shuffles = torch.stack([torch.randperm(n, generator=rng, device=device) for _ in range(2)])
-        return z, shuffles, torch.rand(n, generator=rng, device=device)
+        share = torch.rand(n, generator=rng, device=device)
+        counts = torch.randint(COMPARED, (), generator=rng, device=device) == 0
+        return z, shuffles, share, counts.to(x.dtype)
 
     @capturable
-    def step(self, x: Tensor, y: Tensor, z: Tensor, shuffles: Tensor, share: Tensor) -> dict[str, Tensor]:
-        """One batch with given draws: the classifier's step, then the generator's."""
+    def step(self, x: Tensor, y: Tensor, z: Tensor, shuffles: Tensor, share: Tensor, counts: Tensor
+             ) -> dict[str, Tensor]:
+        """One batch with given draws: classifier and generator from one pass."""
         with torch.no_grad():
             extended = self.generator(x, z[0], shuffles[0])
         generated = self.generator(x, z[1], shuffles[1])
-        views = {"source": x, "extended": extended, "mixed": mix(extended, x, share), "generated": generated}
-        return self.step_classifier(views, y, y) | self.step_generator(x, y, generated)
-
-    def step_generator(self, x: Tensor, y: Tensor, generated: Tensor) -> dict[str, Tensor]:
-        """Update the generator alone: CE + class-wise adversarial contrast."""
-        logits, projected = self.see_frozen({"source": x, "generated": generated})
-        terms = {"generator_ce": functional.cross_entropy(logits["generated"], y),
-                 "generator_adversarial": domain_contrast(projected["source"].detach(), projected["generated"], y,
-                                                          TEMPERATURE)}
-        loss = sum(terms.values())
+        logits, projected = self.see({"source": x, "extended": extended, "mixed": mix(extended, x, share),
+                                      "generated": generated})
+        terms = self.classifier_terms(logits, projected, y, y)
+        adversarial = domain_contrast(projected["source"].detach(), projected["generated"], y, TEMPERATURE, FLOOR)
+        losses = {"loss_classifier": sum(terms.values()),
+                  "loss_generator": terms["ce_generated"] + counts * adversarial}
+        self.classifier_optimiser.zero_grad(set_to_none=True)
+        losses["loss_classifier"].backward(retain_graph=True)
         self.generator_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses["loss_generator"].backward()                       # F's gradients of both are added
+        self.classifier_optimiser.step()
         self.generator_optimiser.step()
-        return terms | {"loss_generator": loss}
+        return terms | {"generator_adversarial": adversarial} | losses
 
     def generated_views(self, x: Tensor) -> dict[str, Tensor]:
-        z, shuffles, share = self.draw(x)
+        z, shuffles, share, _ = self.draw(x)
         with torch.no_grad():
             extended = self.generator(x, z[0], shuffles[0])
         return {"extended": extended, "intermediate": mix(extended, x, share)}
@@ -98,7 +105,6 @@ class StyleGenerator(nn.Module):
     def __init__(self, bands: int, channels: int, patch_size: int):
         super().__init__()
         self.spatial_in = nn.Conv2d(bands, SPATIAL_CHANNELS, 1)
-        self.own_style = nn.Parameter(torch.zeros(()))         # its sigmoid, ½ at first, is the own statistics' share
         self.spatial_out = nn.Conv2d(SPATIAL_CHANNELS, channels, 1)
         self.spectral_in = nn.Conv2d(bands, channels, patch_size)
         self.spectral_out = nn.ConvTranspose2d(channels, channels, patch_size)
@@ -109,7 +115,7 @@ class StyleGenerator(nn.Module):
         start_at_unit_spectra(self.decoder[2])
 
     def forward(self, x: Tensor, z: Tensor, shuffle: Tensor) -> Tensor:
-        spatial = mix_styles(functional.relu(self.spatial_in(x)), shuffle, self.own_style.sigmoid())
+        spatial = mix_styles(functional.relu(self.spatial_in(x)), shuffle, OWN_STYLE)
         spectral = swap_contents(functional.relu(self.spectral_in(x)), shuffle)
         branches = [self.spatial_out(spatial), self.spectral_out(spectral), self.adain(self.morphology(x), z)]
         return self.decoder(torch.cat(branches, dim=1))
@@ -144,10 +150,10 @@ def erode(h: Tensor, element: Tensor) -> Tensor:
     return -dilate(-h, element)
 
 
-def mix_styles(h: Tensor, shuffle: Tensor, own: Tensor) -> Tensor:
+def mix_styles(h: Tensor, shuffle: Tensor, own: float) -> Tensor:
     """Give each sample and channel the mean and variance own·(its own) + (1 − own)·(that of sample shuffle[i]).
 
-    h [N, C, H, W], shuffle [N], own a scalar in 0..1 -> [N, C, H, W].
+    h [N, C, H, W], shuffle [N], own in 0..1 -> [N, C, H, W].
     """
     variance, mean = torch.var_mean(h, (2, 3), correction=0, keepdim=True)
     content = (h - mean) / (variance + EPSILON).sqrt()
@@ -163,21 +169,19 @@ def swap_contents(h: Tensor, shuffle: Tensor) -> Tensor:
     return ((h - mean) / scale).detach()[shuffle] * scale + mean
 
 
-def domain_contrast(source: Tensor, generated: Tensor, y: Tensor, temperature: float) -> Tensor:
+def domain_contrast(source: Tensor, generated: Tensor, y: Tensor, temperature: float, floor: float) -> Tensor:
     """Class by class, supervised contrast in which patches of the same domain attract: small where a class's generated
     features have left its source features.  source, generated [N, D], y [N] -> scalar (nats).
 
-    Mean over a class's views, then over the classes with two patches or more; 0 where there is none.
+    Mean over a class's views, then over the classes; one of a single patch counts as 0.
     """
     n = len(y)
-    views = functional.normalize(torch.cat([source, generated]), dim=1)                       # [2N, D]
+    views = torch.cat([source, generated])                                                    # [2N, D]
     labels, domain = y.repeat(2), torch.arange(2 * n, device=y.device) < n
-    itself = torch.eye(2 * n, dtype=torch.bool, device=y.device)
     same_class = labels[:, None] == labels
-    seen = same_class & ~itself                                      # at least the patch's own other view
-    log_p = (views @ views.T / temperature).masked_fill(~seen, -torch.inf).log_softmax(1).masked_fill(~seen, 0)
+    seen = same_class & ~torch.eye(2 * n, dtype=torch.bool, device=y.device)    # at least the patch's own other view
+    log_p = log_shares(views, seen, temperature, floor)
     positive = (seen & (domain[:, None] == domain)).to(log_p.dtype)
-    count = positive.sum(1)
-    per_view = -(positive * log_p).sum(1) / count.clamp_min(1)
-    weight = (count > 0).to(log_p.dtype) / same_class.sum(1)         # sums to 1 over each class that counts
-    return (weight * per_view).sum() / weight.sum().clamp_min(1)
+    per_view = -(positive * log_p).sum(1) / positive.sum(1).clamp_min(1)
+    weight = 1 / same_class.sum(1).to(log_p.dtype)                   # sums to 1 over each class
+    return (weight * per_view).sum() / weight.sum()

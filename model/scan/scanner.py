@@ -176,7 +176,7 @@ class _Classifier:
     rows: list[list[int]]                     # the pooled rows that each distinct pair serves ...
     first: list[Tensor]                       # ... and their weights, [rows·d, S·d, 1, 1]
     bias: Tensor                              # [d]
-    head: tuple[Tensor, Tensor]
+    last: list[tuple[Tensor, Tensor]]         # weights and biases of the layers behind, leaky ReLUs between them
 
     @staticmethod
     def of(discriminator: Discriminator, patch_size: int, dtype: torch.dtype) -> _Classifier:
@@ -184,9 +184,10 @@ class _Classifier:
         rows = [[row for row in range(side) if pairs[row] == pair] for pair in dict.fromkeys(pairs)]
         weight = discriminator.fc.weight.detach().unflatten(1, (-1, side, side)).permute(2, 0, 3, 1)   # [S, d, S, d]
         first = [weight[served].flatten(0, 1).flatten(1)[:, :, None, None].to(dtype) for served in rows]
-        bias, *head = (tensor.detach().to(reference.sum_dtype(dtype), copy=True) for tensor in
-                       (discriminator.fc.bias, discriminator.head.weight, discriminator.head.bias))
-        return _Classifier(pairs, rows, first, bias, tuple(head))
+        layers = discriminator.last_layers()
+        bias, *last = (tensor.detach().to(reference.sum_dtype(dtype), copy=True) for tensor in
+                       (discriminator.fc.bias, *(part for layer in layers for part in (layer.weight, layer.bias))))
+        return _Classifier(pairs, rows, first, bias, list(zip(last[::2], last[1::2])))
 
     def add(self, pooled: Tensor, sums: Tensor) -> None:
         """Add the parts of pooled rows [p, R, w, S, d] to the sums [P-3+R, w, d] of the patches that they belong to, of
@@ -199,7 +200,11 @@ class _Classifier:
 
     def logits(self, sums: Tensor) -> Tensor:
         """[r, w, d] -> [r, w, K]."""
-        return functional.linear((sums + self.bias).relu_(), *self.head)
+        first, *others = self.last
+        h = functional.linear((sums + self.bias).relu_(), *first)
+        for layer in others:
+            h = functional.linear(functional.leaky_relu(h), *layer)
+        return h
 
 
 class _Stream:

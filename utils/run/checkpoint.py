@@ -148,7 +148,8 @@ def check_tensors(path: Path, ours: dict[str, Tensor], state: dict[str, Any], wh
     missing, extra = sorted(ours.keys() - state.keys()), sorted(map(str, state.keys() - ours.keys()))
     if missing or extra:
         raise CheckpointError(f"{path} is not {what}: " +
-                              (f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides") + ".")
+                              (f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides") +
+                              ". Where another version of the program made it, take that one, or train anew.")
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.dtype != ours[name].dtype:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
 FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
 SEALED, COUNTED = "sealed", "counted"    # protocols
+BEFORE = {                              # method -> what its runs did before these could be set
+    "daan": {"daan_global": 0.5, "daan_local": 0.5, "daan_shares": "detached"},
+    "sagnet": {"sagnet_adversary": "early"},
+    "pden": {"pden_lr_factor": 1.0}}
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
 GROUPS = {                              # of `train --help`; every setting is in one of them
     "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
@@ -33,7 +37,8 @@ GROUPS = {                              # of `train --help`; every setting is in
                         "mixture_augmentation"),
     "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
-    "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights"),
+    "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights", "daan_global",
+               "daan_local", "daan_shares", "sagnet_adversary", "pden_lr_factor"),
     "the run": ("seed", "gpu", "deterministic", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard", "log_interval",
                 "backend", "precision", "compile", "cuda_graph"),
     "switches of the recipe (docs/fidelity.md)": tuple(entry.name for entry in fields(Switches))}
@@ -193,13 +198,18 @@ def read_saved(path: Path, **changes: Any) -> TrainConfig:
     """The settings of a run's config.yaml with changes over them; the protocol of a run that names none is counted, as
     all were before there was a choice.  Raises RunFolderError if the file is damaged."""
     try:
-        saved = {"protocol": COUNTED} | _layered([path])
+        saved = completed({"protocol": COUNTED} | _layered([path]))
         original = check(_merged(saved, {}))
     except ConfigError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise RunFolderError(f"{where}{error} {REMEDY}") from error
     check_form(changes, TrainConfig)
     return check(_merged(saved, changes)) if changes else original
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run's config.yaml with those that its program did not have yet, as its method worked then."""
+    return BEFORE.get(str(saved.get("method")), {}) | saved
 
 
 def changed(config: TrainConfig, **changes: Any) -> TrainConfig:

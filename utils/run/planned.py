@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from model.errors import ConfigError, RunFolderError
-from utils.run.config import TrainConfig, from_dict, to_dict
+from utils.run.config import TrainConfig, completed, from_dict, to_dict
 from utils.run.records import read_json
 from utils.text import write_text
 
@@ -37,7 +37,7 @@ def planned(folders: Iterable[str | Path]) -> Iterator[tuple[TrainConfig, list[i
     left out with a warning."""
     for path in (path for folder in folders for path in sorted(Path(folder).rglob(FILE))):
         try:
-            yield from [(from_dict(part["settings"]), part["seeds"]) for plan in read_json(path, PLANS).values()
-                        for part in plan]
+            yield from [(from_dict(completed(part["settings"])), part["seeds"])
+                        for plan in read_json(path, PLANS).values() for part in plan]
         except (RunFolderError, ConfigError) as error:
             log.warning("%s is left out: %s", path, error)

@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.patches import PatchSampler, place
-from model.discriminator import Discriminator
 from model.methods import Method
 from model.scan.scanner import Region, Scanner
 from utils.run.metrics import confusion_matrix
@@ -116,8 +115,9 @@ def _of_samples(method: Method, sampler: PatchSampler, answer: Answer) -> Tensor
 
 
 def can_scan(method: Method) -> bool:
-    """Whether the method's logits are those of its discriminator on the bare patch, as `Method.predict` has it."""
-    return type(method).predict is Method.predict and type(method.discriminator) is Discriminator
+    """Whether the method's logits are those of its discriminator on the bare patch, as `Method.predict` has it, and a
+    scan gives these."""
+    return type(method).predict is Method.predict and vars(type(method.discriminator)).get("scannable", False)
 
 
 # What a patch and the start of a scan are worth, in scanned pixels.  A patch: PATCH_BASE + PATCH_AREA·P², so the

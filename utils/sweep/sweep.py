@@ -20,7 +20,7 @@ from datasets.errors import SceneNotFoundError
 from datasets.readers import sha256
 from model.errors import ConfigError
 from utils.run.build import data_digests
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, to_dict
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, completed, to_dict
 from utils.run.folder import ROOT, RunFolder, run_name
 from utils.run.lock import LOCK, locked
 from utils.run.planned import write_plan
@@ -101,7 +101,7 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
         folder = RunFolder(run.folder)
         if not (run.done or folder.checkpoint.exists()):
             continue
-        now, then = to_dict(config) | {"protocol": config.protocol}, read_settings(folder.config, known)
+        now, then = to_dict(config) | {"protocol": config.protocol}, completed(read_settings(folder.config, known))
         different = [f"{name} ({value} there, {now.get(name)} now)" for name, value in then.items()
                      if name not in WITHOUT_EFFECT and now.get(name) != value]
         if different:

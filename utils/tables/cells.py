@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from model.errors import UserError
+from model.methods import REGISTRY, method_class
 from utils.run.folder import CEILING, is_ceiling
 from utils.run.metrics import SCORES
 from utils.run.selection import ORACLE
@@ -120,14 +121,22 @@ def notes(runs: pd.DataFrame, common: list[list[int]]) -> list[str]:
 def target_notes(runs: pd.DataFrame) -> list[str]:
     """What the marks of these runs mean."""
     return [note for column, (_, note) in TARGET_MARKS.items() if runs[column].any()] + \
-        [CEILING_NOTE] * bool(runs["ceiling"].any())
+        backbone_note(runs["method"]) + [CEILING_NOTE] * bool(runs["ceiling"].any())
+
+
+def backbone_note(names: Iterable[str]) -> list[str]:
+    """Which of these, labels or names that begin with one, are another paper's losses on the backbone of S²AMSnet."""
+    methods = {name.removeprefix(CEILING).split()[0].rstrip(")") for name in names}
+    found = sorted(name for name in methods & REGISTRY.keys() if method_class(name).borrows_backbone)
+    note = f"{', '.join(found)}: losses of the method on the backbone of S²AMSnet, not its authors' network."
+    return [note] * bool(found)
 
 
 def notes_of_names(names: Iterable[str]) -> list[str]:
     """What the marks behind these names mean."""
     names = list(names)
     return [note for mark, note in TARGET_MARKS.values() if any(mark in name for name in names)] + \
-        [CEILING_NOTE] * any(CEILING in name for name in names)
+        backbone_note(names) + [CEILING_NOTE] * any(CEILING in name for name in names)
 
 
 def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list[str]:

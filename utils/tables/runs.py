@@ -15,7 +15,7 @@ import pandas as pd
 
 from datasets.correction import NONE
 from model.errors import ConfigError, RunFolderError
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, to_dict
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, completed, from_dict, to_dict
 from utils.run.folder import RunFolder, find_runs, run_label
 from utils.run.records import BEGUN, damaged, settings_in, settings_text, without_seed
 from utils.tables.cells import TARGET_MARKS
@@ -102,7 +102,7 @@ def _read(run: RunFolder, known: dict[str, _Read]) -> _Read:
     if common in known:
         return replace(known[common], config=replace(known[common].config, seed=seed))
     try:
-        config = from_dict(settings_in(text, run.config))
+        config = from_dict(completed(settings_in(text, run.config)))
         method = run_label(config)
     except ConfigError as error:
         raise damaged(run.config, str(error).rstrip(".")) from error

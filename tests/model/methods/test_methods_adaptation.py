@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from conftest import batch, build, target_batch
+from conftest import batch, build, settings, target_batch
 from model.discriminator import Discriminator
 from model.methods.alignment import conditional_mmd, coral_loss, lmmd, one_hot, ramp, rbf_kernels, reverse_gradient
 from model.methods.daan import DomainDiscriminators, count_errors, domain_losses, dynamic_factor
 from model.methods.mran import BRANCHES, MultiRepresentation
+from utils.run.folder import run_label
 
 ADAPTING = ["daan", "mran", "dsan", "coral"]
 
@@ -164,15 +165,15 @@ def test_each_domain_has_its_own_label():
     sure = torch.full((5, 4), 8.0)
     assert all(loss < 0.01 for loss in domain_losses(-sure, sure))
     wrong_global, wrong_local = domain_losses(sure, -sure)
-    assert wrong_global == pytest.approx(8, abs=0.01) and wrong_local == pytest.approx(3 * 8, abs=0.01)
+    assert wrong_global == pytest.approx(16, abs=0.01) and wrong_local == pytest.approx(3 * 16, abs=0.01)
     for source, target in ((-sure, -sure), (sure, sure)):
-        assert domain_losses(source, target)[0] == pytest.approx(4, abs=0.01)
-        assert domain_losses(source, target)[1] == pytest.approx(3 * 4, abs=0.01)
+        assert domain_losses(source, target)[0] == pytest.approx(8, abs=0.01)
+        assert domain_losses(source, target)[1] == pytest.approx(3 * 8, abs=0.01)
 
 
 def test_domain_losses_against_probabilities():
-    source, target = normal(6, 3), normal(6, 3, seed=1)
-    terms = torch.cat([-(1 - source.sigmoid()).log(), -target.sigmoid().log()]).mean(0)
+    source, target = normal(6, 3), normal(4, 3, seed=1)
+    terms = -(1 - source.sigmoid()).log().mean(0) - target.sigmoid().log().mean(0)
     torch.testing.assert_close(domain_losses(source, target), (terms[0], terms[1] + terms[2]))
 
 
@@ -247,30 +248,44 @@ def gradients_of(method, scale, omega=0.25):
 
 
 def plain_gradients(method, omega=0.25):
-    """The same of CE and of the domain losses by themselves, without any reversal."""
+    """The same of CE, and of the domain losses without any reversal: the classifier's by way of the features and by way
+    of the class shares, and the domain discriminators'."""
     x, y = batch(12)
-    seen = torch.cat([x, target_batch(12, 6, 5, torch.Generator().manual_seed(1))])
-    features = method.discriminator.features(seen)
-    logits = method.discriminator.head(features)
-    ce = functional.cross_entropy(logits[:12], y)
-    losses = domain_losses(*method.domains(features, logits.detach().softmax(1)).split(12))
-    domain = (1 - omega) * losses[0] + omega * losses[1]
+    features = method.discriminator.features(torch.cat([x, target_batch(12, 6, 5, torch.Generator().manual_seed(1))]))
+    logits, s = method.discriminator.head(features), method.settings
+    shares, ce = logits.softmax(1), functional.cross_entropy(logits[:12], y)
+
+    def domain(*given):
+        losses = domain_losses(*method.domains(*given).split(12))
+        return (1 - omega) * s.daan_global * losses[0] + omega * s.daan_local * losses[1]
 
     def flat(loss, network):
         found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten()
                           for g, p in zip(found, network.parameters())])
-    return flat(ce, method.discriminator), flat(domain, method.discriminator), flat(domain, method.domains)
+    against, along = domain(features, shares.detach()), domain(features.detach(), shares)
+    return flat(ce, method.discriminator), flat(against, method.discriminator), \
+        flat(along, method.discriminator), flat(against, method.domains)
 
 
+@pytest.mark.parametrize("shares", ["free", "detached"])
 @pytest.mark.parametrize("scale", [0.0, 0.6])
-def test_daan_trains_features_against_the_domain_discriminators(scale):
-    method = build(method="daan")
-    ce, against, domains_own = plain_gradients(method)
+def test_daan_trains_features_against_the_domain_discriminators(scale, shares):
+    """And the class shares, where they are free, along with them: no reversal turns that gradient."""
+    method = build(method="daan", daan_shares=shares, daan_global=0.4, daan_local=0.7)
+    ce, against, along, domains_own = plain_gradients(method)
     classifier, discriminators = gradients_of(method, scale)
-    torch.testing.assert_close(classifier, ce - scale * against, rtol=1e-4, atol=1e-6)
+    expected = ce - scale * against + (along if shares == "free" else 0)
+    torch.testing.assert_close(classifier, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(discriminators, domains_own, rtol=1e-4, atol=1e-6)
-    assert against.abs().max() > 1e-4
+    assert min(against.abs().max(), along.abs().max()) > 1e-4
+
+
+def test_labels_say_which_daan():
+    assert run_label(settings(method="daan")) == "daan"
+    assert run_label(settings(method="daan", daan_global=0.5, daan_shares="detached")) \
+        == "daan global=0.5 shares=detached"
+    assert run_label(settings(method="erm", daan_global=0.5)) == "erm"
 
 
 def test_mran_branches_have_an_inception_modules_fields_of_view():
@@ -315,7 +330,7 @@ def test_mran_sums_over_its_branches():
     ("dsan", lambda terms, weight: terms["ce"] + weight * terms["lmmd"] / 2),
     ("mran", lambda terms, weight: terms["ce"] + weight * terms["cmmd"]),
     ("coral", lambda terms, weight: terms["ce"] + terms["coral"]),
-    ("daan", lambda terms, weight: terms["ce"] + (terms["domain_global"] + terms["domain_local"]) / 2)])
+    ("daan", lambda terms, weight: terms["ce"] + (0.05 * terms["domain_global"] + 0.01 * terms["domain_local"]) / 2)])
 @pytest.mark.parametrize("done", [0, 3])
 def test_loss_is_the_papers_sum(name, loss, done):
     method = build(method=name)

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,20 +27,11 @@ def state(*networks):
 
 
 def classifier_step(method, x, y):
-    views = {"source": x, "generated": torch.rand(x.shape, requires_grad=True)}
-    return method.step_classifier(views, y, y)
+    return method.step_classifier({"source": x, "generated": torch.rand(x.shape, requires_grad=True)}, y, y)
 
 
-def generator_step(method, x, y):
-    if isinstance(method, pden.PDEN):
-        return method.step_generator(x, y, 0, method.generate(x, 0), method.generate(x, 0), x)
-    z, shuffles, _ = method.draw(x)
-    return method.step_generator(x, y, method.generator(x, z[0], shuffles[0]))
-
-
-@pytest.mark.parametrize("name", EXPANDING)
-def test_the_classifiers_step_changes_classifier_and_projection_only(name):
-    method, (x, y) = build(method=name).train(), batch()
+def test_the_classifiers_step_of_pden_changes_classifier_and_projection_only():
+    method, (x, y) = build(method="pden").train(), batch()
     before, own = state(generators(method)), state(method.discriminator, method.projection)
     classifier_step(method, x, y)
     assert same_state(before, state(generators(method)))
@@ -49,17 +39,27 @@ def test_the_classifiers_step_changes_classifier_and_projection_only(name):
     assert all(p.grad is None for p in generators(method).parameters())
 
 
-@pytest.mark.parametrize("name", EXPANDING)
-def test_the_generators_step_leaves_classifier_statistics_and_gradients_alone(name):
-    method, (x, y) = build(method=name).train(), batch()
+def test_the_generators_step_of_pden_leaves_classifier_statistics_and_gradients_alone():
+    method, (x, y) = build(method="pden").train(), batch()
     classifier_step(method, x, y)
     own = [*method.discriminator.parameters(), *method.projection.parameters()]
     before, gradients = state(method.discriminator, method.projection), [p.grad.clone() for p in own]
     generated = state(generators(method))
-    generator_step(method, x, y)
+    method.step_generator(x, y, 0, method.generate(x, 0), method.generate(x, 0), x)
     assert same_state(before, state(method.discriminator, method.projection))
     assert same_state(gradients, [p.grad for p in own]) and all(p.requires_grad for p in own)
     assert not same_state(generated, state(generators(method)))
+
+
+def test_pden_learns_at_a_tenth_of_lr():
+    """With a schedule, too."""
+    for entries in ({}, {"lr_schedule": "cosine"}):
+        method = build(method="pden", **entries)
+        method.schedule(0, 8, 5)
+        assert {group["lr"] for optimiser in method.optimisers.values() for group in optimiser.param_groups} == {1e-4}
+    rates = [build(method=name, lr=2e-3, pden_lr_factor=0.5).optimisers["classifier"].defaults["lr"]
+             for name in EXPANDING]
+    assert rates == [1e-3, 2e-3]
 
 
 @pytest.mark.parametrize("name", EXPANDING)
@@ -79,7 +79,23 @@ def test_the_loss_of_the_classifier_is_the_sum_of_its_parts(name):
     assert terms["loss_classifier"] == pytest.approx(sum(parts), rel=1e-5)
 
 
-def test_an_sdenet_step_equals_a_hand_written_one():
+def log_p_by_hand(z, seen, temperature=0.07, floor=1e-6):
+    """log(e_ij / (Σ_{k seen} e_ik + ε) + ε) of all pairs, e relative to a cosine of 1."""
+    z = z / z.norm(dim=1, keepdim=True)
+    e = torch.exp((z @ z.T - 1) / temperature)
+    return torch.log(e / ((e * seen).sum(1, keepdim=True) + floor) + floor)
+
+
+def contrast_by_hand(z, kinds):
+    """Mean over samples of −log p's mean over the others of the same kind."""
+    others = ~torch.eye(len(z), dtype=torch.bool)
+    positive = (kinds[:, None] == kinds) & others
+    return -((log_p_by_hand(z, others) * positive).sum(1) / positive.sum(1)).mean()
+
+
+@pytest.mark.parametrize("counts", [1.0, 0.0])
+def test_an_sdenet_step_equals_a_hand_written_one(counts):
+    """F's gradients of both backward passes are added; the generator's are of the second alone."""
     method, twin = (build(method="sdenet", seed=3, backend="reference").train().double() for _ in range(2))
     d, p, g = twin.discriminator, twin.projection, twin.generator
     optimisers = [torch.optim.Adam([*d.parameters(), *p.parameters()], lr=1e-3),
@@ -87,27 +103,33 @@ def test_an_sdenet_step_equals_a_hand_written_one():
     for i in range(2):
         x, y = batch(seed=i)
         x, n = x.double(), len(y)
-        z, shuffles, share = (value.double() if value.is_floating_point() else value for value in method.draw(x))
+        z, shuffles, share, _ = (value.double() if value.is_floating_point() else value for value in method.draw(x))
         extended, generated = g(x, z[0], shuffles[0]).detach(), g(x, z[1], shuffles[1])
         lam = share[:, None, None, None]
-        features = d.features(torch.cat([x, extended, lam * extended + (1 - lam) * x, generated.detach()]))
-        loss = 4 * functional.cross_entropy(d.head(features), y.repeat(4))
-        loss = loss + supervised_contrast(p(features), y.repeat(4), 0.07)
-        optimisers[0].zero_grad()
-        loss.backward()
-        optimisers[0].step()
-        features = d.features(torch.cat([x, generated]))
-        z_x, z_g = p(features)[:n].detach(), p(features)[n:]
-        kinds = torch.arange(2 * n) < n
-        adversary = sum(supervised_contrast(torch.cat([z_x[y == k], z_g[y == k]]), kinds[(y == k).repeat(2)], 0.07)
-                        for k in range(3)) / 3
+        features = d.features(torch.cat([x, extended, lam * extended + (1 - lam) * x, generated]))
+        losses = 4 * functional.cross_entropy(d.head(features), y.repeat(4))
+        losses = losses + contrast_by_hand(p(features), y.repeat(4))
+        z_x, z_g = p(features)[:n].detach(), p(features)[3 * n:]
+        adversary = sum(contrast_by_hand(torch.cat([z_x[y == k], z_g[y == k]]),
+                                         torch.arange(2).repeat_interleave((y == k).sum())) for k in range(3)) / 3
+        generators_loss = functional.cross_entropy(d.head(features[3 * n:]), y) + counts * adversary
         optimisers[1].zero_grad()
-        (functional.cross_entropy(d.head(features[n:]), y) + adversary).backward()
-        optimisers[1].step()
-        method.step(x, y, z, shuffles, share)
+        own = torch.autograd.grad(generators_loss, list(g.parameters()), retain_graph=True)
+        optimisers[0].zero_grad()
+        (losses + generators_loss).backward()
+        for parameter, gradient in zip(g.parameters(), own):
+            parameter.grad = gradient
+        for optimiser in optimisers:
+            optimiser.step()
+        method.step(x, y, z, shuffles, share, torch.tensor(counts).double())
     for (name, ours), theirs in zip(method.state_dict().items(), twin.state_dict().values()):
-        if "running" not in name and "num_batches" not in name:         # the generator's step leaves those
-            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_sdenets_adversary_counts_in_a_third_of_the_steps():
+    method, (x, _) = build(method="sdenet"), batch(2)
+    counts = torch.stack([method.draw(x)[3] for _ in range(600)])
+    assert set(counts.tolist()) == {0.0, 1.0} and counts.mean().item() == pytest.approx(1 / 3, abs=0.06)
 
 
 def test_the_loss_of_pdens_generator_has_its_signs_and_weights():
@@ -203,28 +225,44 @@ def test_generated_spectra_start_at_the_level_of_unit_spectra(bands):
         assert made.mean().item() == pytest.approx(level, abs=0.15)
 
 
-def loop_adversarial(z, z_prime, temperature):
-    """−log(1 − p) view by view, from probabilities."""
+def loop_adversarial(z, z_prime, temperature, floor):
+    """−log(1 − p) view by view, from exponentials relative to a cosine of 1."""
     views = [v / v.norm() for v in [*z, *z_prime]]
     n, found = len(z), []
     for i, view in enumerate(views):
-        scores = {k: math.exp(float(view @ other) / temperature) for k, other in enumerate(views) if k != i}
-        found.append(-math.log(1 - scores[(i + n) % (2 * n)] / sum(scores.values())))
+        e = {k: math.exp((float(view @ other) - 1) / temperature) for k, other in enumerate(views) if k != i}
+        found.append(-math.log(1 - e[(i + n) % (2 * n)] / (sum(e.values()) + floor)))
     return sum(found) / len(found)
 
 
-def test_adversarial_contrast_against_a_loop():
+@pytest.mark.parametrize("floor", [0.0, 1e-6, 0.1])
+def test_adversarial_contrast_against_a_loop(floor):
     z, other = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert pden.adversarial_contrast(z, other, 0.5).item() == pytest.approx(loop_adversarial(z, other, 0.5), rel=1e-9)
-    assert pden.adversarial_contrast(z[:1], other[:1], 0.5) == 0            # no stranger, nothing to leave
+    found = pden.adversarial_contrast(z, other, 0.5, floor)
+    assert found.item() == pytest.approx(loop_adversarial(z, other, 0.5, floor), rel=1e-9)
 
 
-def test_adversarial_contrast_keeps_its_gradient_where_partners_are_one():
-    """There p rounds to 1 in float32."""
-    z = torch.eye(4).requires_grad_()
-    loss = pden.adversarial_contrast(z + 0.01 * torch.ones(4), torch.eye(4), 0.02)
+@pytest.mark.parametrize("shape, temperature", [((4, 4), 0.02), ((1, 4), 0.07)])
+def test_adversarial_contrast_keeps_its_gradient_where_partners_are_one(shape, temperature):
+    """There p rounds to 1 in float32; a single patch has no strangers at all."""
+    z = torch.eye(*shape).requires_grad_()
+    loss = pden.adversarial_contrast(z + torch.tensor([0.0, 0.01, 0.0, 0.02]), torch.eye(*shape), temperature, 1e-6)
     loss.backward()
-    assert loss.isfinite() and loss > 20 and z.grad.isfinite().all() and z.grad.abs().sum() > 1
+    assert loss.isfinite() and loss > 12 and z.grad.isfinite().all() and z.grad.abs().sum() > 1e-3
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-6, 0.05])
+def test_contrast_with_a_floor_against_its_equation(floor):
+    """The floor bounds the loss, and its gradient stays finite."""
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    y, others = torch.arange(6) % 2, ~torch.eye(6, dtype=torch.bool)
+    positive = (y[:, None] == y) & others
+    expected = -((log_p_by_hand(z, others, 0.3, floor) * positive).sum(1) / positive.sum(1)).mean()
+    assert supervised_contrast(z, y, 0.3, floor).item() == pytest.approx(expected.item(), rel=1e-9)
+    far = torch.tensor([[1.0, 0], [-1, 0], [1, 0.01], [-1, 0.01]], requires_grad=True)
+    loss = supervised_contrast(far, torch.tensor([0, 0, 1, 1]), 0.01, floor or 1e-6)
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(floor or 1e-6), rel=1e-3) and far.grad.isfinite().all()
 
 
 def step_down(loss, z, rate):
@@ -240,7 +278,7 @@ def test_pdens_generator_goes_against_the_classifiers_contrast():
     def pull(moved):
         return supervised_contrast(torch.stack([moved, z], 1), torch.arange(6), 0.5)
 
-    moved = step_down(pden.adversarial_contrast(made, z, 0.5), made, 0.01)
+    moved = step_down(pden.adversarial_contrast(made, z, 0.5, 1e-6), made, 0.01)
     assert pull(moved) > pull(made)
     assert pull(step_down(pull(made), made, 0.01)) < pull(made)             # the classifier's own gradient lowers it
 
@@ -257,7 +295,7 @@ def test_sdenets_generator_goes_against_the_classifiers_contrast():
         return cosine[y[:, None] == y].mean()
 
     classifiers = supervised_contrast(torch.stack([made, z], 1), y, 0.5)
-    assert alike(step_down(sdenet.domain_contrast(z, made, y, 0.5), made, 0.01)) < alike(made)
+    assert alike(step_down(sdenet.domain_contrast(z, made, y, 0.5, 1e-6), made, 0.01)) < alike(made)
     assert alike(step_down(classifiers, made, 0.01)) > alike(made)
 
 
@@ -267,13 +305,15 @@ def test_diversity_is_rewarded_up_to_its_limit():
     assert pden.diversity(one, other, 0.5).item() == pytest.approx((0.2 + 0.5) / 2)
 
 
-def test_domain_contrast_is_the_mean_over_classes_of_supervised_contrast():
-    y = torch.tensor([0, 1, 0, 1, 1, 2, 0])                                 # class 2 has one patch: left out
+@pytest.mark.parametrize("floor", [0.0, 1e-6])
+def test_domain_contrast_is_the_mean_over_classes_of_supervised_contrast(floor):
+    y = torch.tensor([0, 1, 0, 1, 1, 2, 0])                                 # class 2 has one patch: it counts as 0
     source, made = torch.randn(2, 7, 5, dtype=torch.float64)
-    expected = np.mean([supervised_contrast(torch.cat([source[y == k], made[y == k]]),
-                                            torch.arange(2).repeat_interleave((y == k).sum()), 0.3) for k in (0, 1)])
-    assert sdenet.domain_contrast(source, made, y, 0.3).item() == pytest.approx(expected, rel=1e-9)
+    expected = sum(supervised_contrast(torch.cat([source[y == k], made[y == k]]),
+                                       torch.arange(2).repeat_interleave((y == k).sum()), 0.3, floor)
+                   for k in (0, 1)) / 3
+    assert sdenet.domain_contrast(source, made, y, 0.3, floor).item() == pytest.approx(expected.item(), rel=1e-9)
     alone = made[:3].clone().requires_grad_()
-    loss = sdenet.domain_contrast(source[:3], alone, torch.arange(3), 0.3)
+    loss = sdenet.domain_contrast(source[:3], alone, torch.arange(3), 0.3, floor)
     loss.backward()
     assert loss == 0 and not alone.grad.any()

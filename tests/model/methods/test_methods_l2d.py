@@ -149,43 +149,64 @@ def test_conditional_mmd_sees_classes_that_trade_places():
     assert conditional_mmd(z, z.roll(20, 0), torch.zeros(40, dtype=torch.int64), 2).item() == pytest.approx(0, abs=1e-6)
 
 
+def draws(method, x, seed=5):
+    """What a step is given: T's noise and the embedding's ε of both phases, the dropout's factors, the filters."""
+    rng = torch.Generator().manual_seed(seed)
+    n = len(x)
+    return (torch.randn(2, *x.shape, generator=rng), torch.randn(2, 2 * n, 8, generator=rng), method.draw_kept(x),
+            method.restyle.draw(rng))
+
+
 @pytest.mark.parametrize("phase", ["min", "max"])
 def test_a_phase_of_l2d_changes_what_it_owns_and_nothing_else(phase):
     method = build(method="l2d").train()
-    (x, y), before = batch(9), {name: value.clone() for name, value in method.state_dict().items()}
+    x, y = batch(9)
+    noise, normal, kept, filters = draws(method, x)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
     if phase == "min":
-        method.step_min(x, y, method.restyle.draw(method.streams.noise))
+        method.step_min(x, y, noise[0], normal[0], kept, filters)
     else:
-        method.step_max(x, y)
-    owners = ("discriminator.", "variational.") if phase == "min" else ("restyle.",)
+        method.step_max(x, y, noise[1], normal[1])
+    owner = {"min": "discriminator.", "max": "restyle."}[phase]
     found = {name for name, p in method.named_parameters() if not torch.equal(before[name], p)}
-    owned = {name for name, _ in method.named_parameters() if name.startswith(owners)}
+    owned = {name for name, _ in method.named_parameters() if name.startswith(owner)}
     assert found <= owned and len(found) > 0.8 * len(owned)
     assert all(p.grad is None for name, p in method.named_parameters() if name not in owned)
     if phase == "max":                                    # running statistics too; batches are still counted
+        assert "restyle.noise_strength" in found
         assert all(torch.equal(before[name], buffer) for name, buffer in method.named_buffers()
                    if not name.endswith("num_batches_tracked"))
     assert all(p.requires_grad for p in method.parameters())
 
 
+def written_out(network, x, made, normal):
+    """z, ẑ, and mean and log variance of x, from the network's layers one by one."""
+    h = torch.nn.functional.relu(network._linear(torch.nn.functional.max_pool2d(
+        network.run_stages(torch.cat([x, made]), network.stages), 2)))
+    mean = functional.leaky_relu(h @ network.mean[0].weight.T + network.mean[0].bias, 0.01)
+    log_variance = (h @ network.log_variance[0].weight.T + network.log_variance[0].bias).clamp_min(0)
+    z = mean + 0.2 * torch.sqrt(log_variance.exp()) * normal
+    return z[:len(x)], z[len(x):], mean[:len(x)], log_variance[:len(x)]
+
+
 def test_l2ds_steps_go_down_their_own_terms():
-    """Gradients that the steps leave behind, against those of the losses written out."""
+    """Gradients that the steps leave behind, against those of the losses written out: the classifier works on draws
+    of the embedding, and the likelihood is that of the restyled one's draw under the source's distribution."""
     method, twin, (x, y) = build(method="l2d").train(), build(method="l2d").train(), batch(9)
-    filters = twin.restyle.draw(twin.streams.noise)
-    made = twin.restyle(x, *filters).detach()
-    z, z_made = twin.discriminator.features(torch.cat([x, made])).split(9)
-    mean, log_variance = twin.variational(z_made)
+    noise, normal, kept, filters = draws(method, x)
+    made = twin.restyle(x, noise[0], kept, *filters).detach()
+    z, z_made, mean, log_variance = written_out(twin.discriminator, x, made, normal[0])
     cross = functional.cross_entropy(twin.discriminator.head(torch.cat([z, z_made])), torch.cat([y, y]))
-    spread = ((z - mean) ** 2 / log_variance.exp() + log_variance).mean()
+    spread = ((z_made - mean) ** 2 / log_variance.exp() + log_variance).mean()
     (cross + supervised_contrast(torch.stack([z, z_made], 1), y, 0.07) + spread).backward()
-    method.step_min(x, y, filters)
-    for name in ("discriminator", "variational"):
-        assert_same_gradients(getattr(method, name), getattr(twin, name))
+    method.step_min(x, y, noise[0], normal[0], kept, filters)
+    assert_same_gradients(method.discriminator, twin.discriminator)
 
     twin.load_state_dict(method.state_dict())
-    z, z_made = twin.discriminator.features(torch.cat([x, twin.restyle(x, *twin.restyle.fixed())])).split(9)
-    (conditional_mmd(z, z_made, y, 3) + 0.1 * club(*twin.variational(z_made), z)).backward()
-    method.step_max(x, y)
+    made = twin.restyle(x, noise[1], None, *twin.restyle.fixed())
+    z, z_made, mean, log_variance = written_out(twin.discriminator, x, made, normal[1])
+    (conditional_mmd(z, z_made, y, 3) + 0.1 * club(mean, log_variance, z_made)).backward()
+    method.step_max(x, y, noise[1], normal[1])
     assert_same_gradients(method.restyle, twin.restyle)
 
 
@@ -195,45 +216,69 @@ def assert_same_gradients(network, twin):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_l2d_classifies_by_the_mean_of_its_embedding_at_test_time():
+    method, (x, _) = build(method="l2d"), batch()
+    network = method.discriminator.eval()
+    mean, log_variance = network.distribution(x)
+    assert (log_variance >= 0).all() and torch.equal(network.features(x), mean)
+    torch.testing.assert_close(method.predict(x), network.head(mean))
+    draw = mean + 0.2 * (log_variance / 2).exp()
+    assert (network.head(draw) - network.head(mean)).abs().max() > 1e-3
+
+
 def test_the_max_step_of_l2d_lowers_its_loss():
-    """Repeated against an F and a q that stay, the max step makes its own loss smaller."""
+    """Repeated against an F that stays, the max step makes its own loss smaller."""
     method = build(method="l2d", lr=1e-2).train()
     x, y = batch(12)
+    noise, normal, kept, _ = draws(method, x)
     for _ in range(20):
-        method.step_min(x, y, method.restyle.draw(method.streams.noise))
-    found = [method.step_max(x, y) for _ in range(30)]
+        method.step_min(x, y, noise[0], normal[0], kept, method.restyle.draw(method.streams.noise))
+    found = [method.step_max(x, y, noise[1], normal[1]) for _ in range(30)]
     loss = [(terms["mmd"] + 0.1 * terms["club"]).item() for terms in found]
     assert min(loss[-5:]) < loss[0]
 
 
-@pytest.mark.parametrize("patch_size, sides", [(3, [2]), (5, [3, 2]), (9, [7, 5])])
+def test_the_dropout_of_l2ds_style_network_keeps_the_mean():
+    kept = build(method="l2d").draw_kept(torch.zeros(40, 6, 9, 9))
+    assert set(kept.unique().tolist()) == {0.0, 1.25}
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("patch_size, sides", [(3, [2]), (5, [2]), (7, [3]), (9, [5]), (11, [7, 3]), (15, [11, 7, 3]),
+                                               (19, [15, 11, 7, 3])])
 def test_restyled_patches_are_what_preprocessing_could_have_made(patch_size, sides):
+    """With as many of the kernels of 5, 9, 13 and 17 pixels as leave more than a pixel of the patch."""
     network, (x, _) = StyleNetwork(6, patch_size), batch(patch_size=patch_size)
     assert [scale.shape[-1] for scale in network.scale] == sides
     rng = torch.Generator().manual_seed(0)
-    one, other, fixed = (network(x, *filters) for filters in (network.draw(rng), network.draw(rng), network.fixed()))
+    noise = torch.randn(x.shape, generator=rng)
+    one, other, fixed = (network(x, noise, None, *filters)
+                         for filters in (network.draw(rng), network.draw(rng), network.fixed()))
     for made in (one, other, fixed):
         assert made.shape == x.shape and made.min() >= 0
         torch.testing.assert_close(made.norm(dim=1), torch.ones(6, patch_size, patch_size))
     assert (one - other).abs().max() > 0.01
-    torch.testing.assert_close(network(x, *network.fixed()), fixed, rtol=0, atol=0)
+    torch.testing.assert_close(network(x, -noise, None, *network.fixed()), fixed, rtol=0, atol=0)   # no noise at first
 
 
 def test_restyling_against_its_equation():
     """One patch, branch by branch, with transposed convolutions written as gradients of convolutions."""
-    network, (x, _) = StyleNetwork(6, 5).double(), batch(1)
-    x = x.double()
-    weights, spectral, *spatial = (f.double() for f in network.draw(torch.Generator().manual_seed(0)))
-    h, total = math.sqrt(6) * x, 0
-    for i, weight in enumerate(weights):
-        branch = torch.einsum("oc,nchw->nohw", spectral[:, :, 0, 0], h)
-        if i:
-            down, up = spatial[2 * i - 2:2 * i]
-            small = functional.conv2d(h, down)
-            mean, variance = small.mean((2, 3), keepdim=True), small.var((2, 3), correction=0, keepdim=True)
-            small = network.scale[i - 1] * (small - mean) / (variance + 1e-5).sqrt() + network.shift[i - 1]
-            branch = torch.nn.grad.conv2d_input(x.shape, up, small)
-        total = total + weight * torch.tanh(branch)
+    network, (x, _) = StyleNetwork(6, 11).double(), batch(1, patch_size=11)
+    x, rng = x.double(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        network.noise_strength.fill_(30.0)
+    weights, spectral, bias, *spatial = (f.double() for f in network.draw(rng))
+    noise, kept = drawn(*x.shape), (drawn(*x.shape, seed=1) > -0.8) / 0.8
+    h = math.sqrt(6) * x + 0.01 * 30 * noise
+    total = weights[0] * torch.tanh(kept * (torch.einsum("oc,nchw->nohw", spectral[:, :, 0, 0], h)
+                                            + bias[:, None, None]))
+    assert len(weights) == 3 and len(spatial) == 6
+    for i, weight in enumerate(weights[1:]):
+        down, up, up_bias = spatial[3 * i:3 * i + 3]
+        small = functional.conv2d(h, down)
+        mean, variance = small.mean((2, 3), keepdim=True), small.var((2, 3), correction=0, keepdim=True)
+        small = network.scale[i] * (small - mean) / (variance + 1e-5).sqrt() + network.shift[i]
+        total = total + weight * torch.tanh(torch.nn.grad.conv2d_input(x.shape, up, small) + up_bias[:, None, None])
     restyled = functional.normalize(1 / (1 + torch.exp(-total)), dim=1)
-    torch.testing.assert_close(network(x, weights, spectral, *spatial),
+    torch.testing.assert_close(network(x, noise, kept, weights, spectral, bias, *spatial),
                                functional.normalize(0.4 * x + 0.6 * restyled, dim=1))

@@ -39,8 +39,8 @@ def test_morphology_starts_with_flat_elements():
 def test_styles_are_mixed_and_contents_kept():
     h, shuffle = torch.randn(4, 3, 6, 6) * (0.2 + torch.rand(4, 3, 1, 1)), torch.tensor([2, 0, 3, 1])
     h = h + torch.randn(4, 3, 1, 1)                 # no variance so small that the one added to it (eps) shows
-    torch.testing.assert_close(sdenet.mix_styles(h, shuffle, torch.tensor(1.0)), h, rtol=1e-4, atol=1e-5)
-    own, mixed = torch.tensor(0.25), sdenet.mix_styles(h, shuffle, torch.tensor(0.25))
+    torch.testing.assert_close(sdenet.mix_styles(h, shuffle, 1.0), h, rtol=1e-4, atol=1e-5)
+    own, mixed = 0.25, sdenet.mix_styles(h, shuffle, 0.25)
     mean, variance = h.mean((2, 3)), h.var((2, 3), correction=0)
     torch.testing.assert_close(mixed.mean((2, 3)), own * mean + (1 - own) * mean[shuffle], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mixed.var((2, 3), correction=0), own * variance + (1 - own) * variance[shuffle],
@@ -63,7 +63,7 @@ def test_contents_are_swapped_and_styles_kept():
 
 def test_sdenets_generator_feels_noise_and_shuffle():
     method, (x, _) = build(method="sdenet"), batch()
-    z, shuffles, _ = method.draw(x)
+    z, shuffles, _, _ = method.draw(x)
     same = torch.arange(len(x))
     plain = method.generator(x, z[0], same)
     assert not torch.allclose(plain, method.generator(x, z[1], same))
@@ -74,11 +74,11 @@ def test_sdenets_generator_feels_noise_and_shuffle():
 
 def test_sdenet_mixes_sample_by_sample(monkeypatch):
     method, (x, y) = build(method="sdenet"), batch(12)
-    seen, step = [], method.step_classifier
-    monkeypatch.setattr(method, "step_classifier", lambda views, *rest: seen.append(views) or step(views, *rest))
-    z, shuffles, share = method.draw(x)
+    seen, see = [], method.see
+    monkeypatch.setattr(method, "see", lambda views: seen.append(views) or see(views))
+    z, shuffles, share, counts = method.draw(x)
     assert len(share.unique()) == 12 and 0 <= share.min() and share.max() < 1
-    method.step(x, y, z, shuffles, share)
+    method.step(x, y, z, shuffles, share, counts)
     views, lam = seen[0], share[:, None, None, None]
     assert list(views) == ["source", "extended", "mixed", "generated"] and torch.equal(views["source"], x)
     torch.testing.assert_close(views["mixed"], lam * views["extended"] + (1 - lam) * x)

@@ -10,7 +10,7 @@ from conftest import batch, build
 from model.layers import channel_statistics
 from model.methods.dsu import PROBABILITY, perturb_statistics
 from model.methods.mixup import mixup_loss
-from model.methods.sagnet import EARLY, randomise_content, randomise_style, uniform_cross_entropy
+from model.methods.sagnet import SMALLEST, randomise_content, randomise_style, uniform_cross_entropy
 
 
 def drawn(*shape, seed=0, **options):
@@ -39,18 +39,19 @@ def copied(network):
 
 # SagNet
 
-def test_style_randomisation_mixes_the_styles_and_keeps_the_content():
+@pytest.mark.parametrize("power", [2, 1], ids=["variances", "deviations"])
+def test_style_randomisation_mixes_the_styles_and_keeps_the_content(power):
     h, partner, share = maps(), torch.tensor([3, 0, 2, 5, 1, 4]), torch.linspace(0, 1, 6, dtype=torch.float64)
-    made = randomise_style(h, partner, share)
+    made = randomise_style(h, partner, share, of_variances=power == 2)
     for i, j in enumerate(partner.tolist()):
         for c in range(4):
             one, other = h[i, c], h[j, c]
             mean = share[i] * one.mean() + (1 - share[i]) * other.mean()
-            std = share[i] * one.std(correction=0) + (1 - share[i]) * other.std(correction=0)
+            mixed = share[i] * one.std(correction=0) ** power + (1 - share[i]) * other.std(correction=0) ** power
             assert made[i, c].mean().item() == pytest.approx(mean.item(), abs=1e-12)
-            assert made[i, c].std(correction=0).item() == pytest.approx(std.item(), rel=1e-3)      # but for ε
+            assert made[i, c].std(correction=0).item() == pytest.approx(mixed.item() ** (1 / power), rel=1e-3)  # but ε
     torch.testing.assert_close(normalised(made), normalised(h), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(randomise_style(h, partner, torch.ones(6)), h)
+    torch.testing.assert_close(randomise_style(h, partner, torch.ones(6), of_variances=power == 2), h)
 
 
 def test_content_randomisation_keeps_the_style_and_swaps_the_content():
@@ -69,14 +70,17 @@ def test_the_content_that_comes_in_gives_no_gradient():
 
 
 def test_uniform_cross_entropy_is_least_for_equal_logits():
-    assert uniform_cross_entropy(torch.full((3, 7), 2.0)).item() == pytest.approx(math.log(7), rel=1e-6)
+    assert uniform_cross_entropy(torch.full((3, 7), 2.0), 0).item() == pytest.approx(math.log(7), rel=1e-6)
     logits = drawn(50, 7)
-    assert all(uniform_cross_entropy(one[None]) > math.log(7) for one in logits)
-    expected = -logits.softmax(1).log().sum(1).mean() / 7
-    assert uniform_cross_entropy(logits).item() == pytest.approx(expected.item(), rel=1e-12)
-    still = torch.zeros(3, 7, requires_grad=True)
-    uniform_cross_entropy(still).backward()
-    assert still.grad.abs().max() < 1e-7
+    assert all(uniform_cross_entropy(one[None], 0) > math.log(7) for one in logits)
+    for smallest in (0, 1e-5, 0.1):
+        expected = -(logits.softmax(1) + smallest).log().sum(1).mean() / 7
+        assert uniform_cross_entropy(logits, smallest).item() == pytest.approx(expected.item(), rel=1e-12)
+        still = torch.zeros(3, 7, requires_grad=True)
+        uniform_cross_entropy(still, smallest).backward()
+        assert still.grad.abs().max() < 1e-7
+    sure = torch.tensor([[500.0, 0.0]])
+    assert uniform_cross_entropy(sure, 1e-5).item() == pytest.approx(-math.log(1e-5) / 2, rel=1e-4)
 
 
 def sagnet_losses(method, z, y):
@@ -87,33 +91,85 @@ def sagnet_losses(method, z, y):
             "adversary": lambda: method.adversarial_loss(z, torch.arange(len(y)).roll(2))}
 
 
-def sagnet_owners(method):
-    """Names of the parameters that each phase may change."""
-    names = {name for name, _ in method.named_parameters()}
-    early = {name for name in names if name.startswith("discriminator.branch_logits")
-             or any(name.startswith(f"discriminator.stages.{i}.") for i in range(EARLY))}
-    return {"style": {name for name in names if name.startswith("style.")},
-            "content": {name for name in names if name.startswith("discriminator.")}, "adversary": early}
+def sagnet_step(method, batch_):
+    x, y = batch_
+    return method.step(x, y, torch.arange(9).roll(1), torch.arange(9).roll(2), torch.linspace(0, 1, 9))
 
 
-@pytest.mark.parametrize("phase", ["style", "content", "adversary"])
-def test_a_phase_of_sagnet_changes_what_it_owns_and_nothing_else(phase):
-    method = build(method="sagnet").train()
+ADVERSARIES = {"norms": 1, "early": 2}      # what the adversarial step changes -> stages in front of the randomisation
+
+
+@pytest.mark.parametrize("phase", ["style", "content"])
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_a_phase_of_sagnet_changes_what_it_owns_and_nothing_else(adversary, phase):
+    method = build(method="sagnet", sagnet_adversary=adversary).train()
     x, y = batch(9)
     sagnet_losses(method, method.early(x), y)[phase]().backward()
     before = copied(method)
     for optimiser in method.optimisers.values():
         optimiser.step()
-    found, owned = changed(before, method), sagnet_owners(method)[phase]
+    owned = {name for name, _ in method.named_parameters()
+             if name.startswith({"style": "style.", "content": "discriminator."}[phase])}
+    found = changed(before, method)
     assert found <= owned
     assert len(found) > 0.8 * len(owned)              # all but weights that have no gradient at the start
 
 
+@pytest.mark.parametrize("adversary, stages", ADVERSARIES.items())
+def test_the_adversary_of_sagnet_changes_norms_or_all_early_weights(adversary, stages):
+    """Without the other two losses."""
+    method = build(method="sagnet", sagnet_adversary=adversary).train()
+    x, y = batch(9)
+    pull = sagnet_losses(method, method.early(x), y)["adversary"]()
+    before = copied(method)
+    if adversary == "norms":
+        method.step_apart(0 * method.discriminator(x).sum(), pull)
+    else:
+        pull.backward()
+        method.optimiser.step()
+    early = {name for name, _ in method.named_parameters() if name.startswith("discriminator.branch_logits")
+             or any(name.startswith(f"discriminator.stages.{i}.") for i in range(stages))}
+    owned = {name for name in early if "norm" in name or ".bn." in name} if adversary == "norms" else early
+    assert len(owned) == (6 if adversary == "norms" else 23)
+    found = changed(before, method)
+    assert found <= owned and len(found) > 0.8 * len(owned)
+
+
 def test_sagnets_step_is_its_three_gradients():
-    """The step against gradients of the three losses made one by one, G_f's two of them added with the weight."""
-    method, twin = build(method="sagnet").train(), build(method="sagnet").train()
-    (x, y), share = batch(9), torch.linspace(0, 1, 9)
-    method.step(x, y, torch.arange(9).roll(1), torch.arange(9).roll(2), share)
+    """The step against gradients of the three losses made one by one: the norms move by their clipped one besides."""
+    method, twin = (build(method="sagnet", lr=1e-2).train() for _ in range(2))
+    x, y = batch(9)
+    sagnet_step(method, (x, y))
+    losses = sagnet_losses(twin, z := twin.early(x), y)
+    losses["style"]().backward()
+    twin.style_optimiser.step()
+    norms = [p for norm in twin.early_norms() for p in norm.parameters()]
+    pulls = torch.autograd.grad(0.1 * losses["adversary"](), norms, retain_graph=True)
+    length = torch.cat([pull.flatten() for pull in pulls]).norm().item()
+    losses["content"]().backward()
+    for optimiser, gradients in ((twin.optimiser, None), (twin.norm_optimiser, pulls)):
+        for p, gradient in zip(norms, gradients or ()):
+            p.grad = gradient * min(1, 0.1 / length)
+        optimiser.step()
+    assert z.requires_grad and len(norms) == 6
+    for (name, one), other in zip(method.named_parameters(), twin.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_sagnets_adversarial_gradient_is_clipped():
+    method = build(method="sagnet").train()
+    x, y = batch(9)
+    method.step_apart(method.discriminator(x).sum(), 1e6 * method.adversarial_loss(method.early(x), torch.arange(9)))
+    gradient = torch.cat([p.grad.flatten() for norm in method.early_norms() for p in norm.parameters()])
+    assert gradient.norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_sagnets_first_versions_step_is_its_three_gradients():
+    """G_f's two gradients are added with the weight."""
+    method, twin = (build(method="sagnet", sagnet_adversary="early").train() for _ in range(2))
+    x, y = batch(9)
+    sagnet_step(method, (x, y))
     z = twin.early(x)
     losses = sagnet_losses(twin, z, y)
     losses["style"]().backward()
@@ -128,27 +184,32 @@ def test_sagnets_step_is_its_three_gradients():
         torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_the_adversary_brings_style_logits_to_uniform():
+@pytest.mark.parametrize("adversary, share", [("norms", 0.8), ("early", 0.5)])
+def test_the_adversary_brings_style_logits_to_uniform(adversary, share):
     """G_f on the adversarial loss alone, against a G_s that stays, nears log K from above."""
-    method = build(method="sagnet", lr=1e-2).train()
+    method = build(method="sagnet", lr=1e-2, sagnet_adversary=adversary).train()
     x, y = batch(12)
     found = []
     for _ in range(30):
         loss = method.adversarial_loss(method.early(x), torch.arange(12).roll(5))
-        method.optimiser.zero_grad()
-        loss.backward()
-        method.optimiser.step()
+        if adversary == "norms":
+            method.step_apart(0 * method.discriminator(x).sum(), loss)
+        else:
+            method.optimiser.zero_grad()
+            loss.backward()
+            method.optimiser.step()
         found.append(loss.item() - math.log(3))
-    assert 0 < found[-1] < 0.5 * found[0]
+    assert -3 * SMALLEST < found[-1] < share * found[0]
 
 
-def test_stages_in_pieces_are_the_classifier():
-    method = build(method="sagnet").train()
+@pytest.mark.parametrize("adversary, stages", ADVERSARIES.items())
+def test_stages_in_pieces_are_the_classifier(adversary, stages):
+    method = build(method="sagnet", sagnet_adversary=adversary).train()
     network, (x, _) = method.discriminator, batch()
     with torch.no_grad():
-        rest = network.run_stages(method.early(x), network.stages[EARLY:])
+        rest = network.run_stages(method.early(x), network.stages[stages:])
         torch.testing.assert_close(network.read_out(rest), network(x))
-        assert len(method.style.stages) == len(network.stages) - EARLY
+        assert len(method.style.stages) == len(network.stages) - stages
         assert method.style(method.early(x)).shape == (6, 3)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from model.discriminator import Discriminator
 from model.errors import ConfigError
+from model.methods.l2d import EmbeddingDiscriminator
 from model.ops import gather_patches
 from model.scan import cpu, reference, scanner
 from model.scan.classes import classes, column_taps, pool_pairs, shares, tap_table
@@ -17,11 +18,11 @@ needs_compiler = pytest.mark.skipif(cpu.unavailable_reason() is not None, reason
 BACKENDS = ("reference", pytest.param("cpu", marks=needs_compiler))
 
 
-def network(patch_size, bands=7, width=8, activation="relu", precision="float32", seed=0):
+def network(patch_size, bands=7, width=8, activation="relu", precision="float32", seed=0, kind=Discriminator):
     """A discriminator in evaluation mode with statistics and weights that no initialisation has."""
     torch.manual_seed(seed)
-    made = Discriminator(bands, N_CLASSES, patch_size, width, kernel_activation=activation, backend="reference",
-                         precision=precision)
+    made = kind(bands, N_CLASSES, patch_size, width, kernel_activation=activation, backend="reference",
+                precision=precision)
     with torch.no_grad():
         made.branch_logits.normal_()
         for norm in (module for module in made.modules() if isinstance(module, torch.nn.BatchNorm2d)):
@@ -70,6 +71,13 @@ def test_equals_patches_in_float64(patch_size, activation):
 def test_equals_patches(patch_size, activation, backend):
     discriminator, cube = network(patch_size, activation=activation), scene(7, patch_size + 4, patch_size // 2)
     assert difference(scan(discriminator, cube, patch_size, backend), exact(discriminator, cube, patch_size)) < 3e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_between_features_and_head_count(backend):
+    discriminator, cube = network(5, kind=EmbeddingDiscriminator), scene(7, 9, 8)
+    assert difference(scan(discriminator, cube, 5, backend), exact(discriminator, cube, 5)) < 3e-6
+    assert difference(scan(discriminator, cube, 5, backend), exact(network(5), cube, 5)) > 1e-2
 
 
 @pytest.mark.slow_but("reference-48-32", "cpu-48-32")

@@ -151,7 +151,8 @@ def test_changed_settings_leave_the_old_ones_alone():
     (f"--batch_size {10 ** 29}", "batch_size must be at most 1,000,000"), (f"--max_epoch {2 ** 31}", "max_epoch must be"),
     (f"--pro_dim {2 ** 63}", "pro_dim must be at most 65,536"), ("--GIN_ch 65537", "GIN_ch must be at most 65,536"),
     ("--lr .nan", "lr must be positive"), ("--lr .inf", "lr must be positive"), ("--mi_weight .nan", "mi_weight must not be"),
-    ("--mmirn_filters 65537", "at most 65,536")])
+    ("--mmirn_filters 65537", "at most 65,536"), ("--daan_local -0.1", "daan_local must not be negative"),
+    ("--pden_lr_factor 0", "pden_lr_factor must be positive")])
 def test_impossible_values_are_refused_by_name(words, named):
     with pytest.raises(ConfigError, match=named):
         parse_train(words.split())

@@ -10,7 +10,7 @@ from datasets.patches import PatchSampler, place
 from model.methods import Task
 from model.methods.erm import ERM
 from model.scan.scanner import Region
-from utils.run.predict import classify, confusion_of, map_scene, plan
+from utils.run.predict import can_scan, classify, confusion_of, map_scene, plan
 
 CPU = torch.device("cpu")
 PATCH = 5
@@ -79,6 +79,12 @@ def test_map_of_a_method_with_its_own_prediction(own, monkeypatch):
     expected = by_patches(own, sampler_of(scene, every_pixel(9, 14)))
     assert np.array_equal(found.ravel(), expected.numpy() + 1)
     assert np.array_equal(classify(own, sampler_of(scene, every_pixel(9, 14))).numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("name, scanned", [("erm", True), ("l2d", True), ("mran", False), ("htcnn", False),
+                                           ("svm", False)])
+def test_what_a_scan_would_not_answer_alike_is_not_scanned(name, scanned):
+    assert can_scan(build(method=name)) is scanned
 
 
 def test_map_with_more_classes_than_a_byte_holds():

@@ -1,5 +1,6 @@
 """Sweep files, their layers, and what a sweep refuses."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import main
 from conftest import SMALL
 from model.errors import ConfigError
 from model.methods import REGISTRY
-from utils.run.config import TrainConfig, parse_train, to_dict
+from utils.run.config import TrainConfig, parse_train, read_config, to_dict
 from utils.sweep.cluster import INSTALL
 from utils.sweep.file import SweepFile, layered, read_sweep
 from utils.sweep.process import Run
@@ -69,7 +70,10 @@ def test_a_layer_that_names_no_file_is_refused(tmp_path):
 
 def test_the_main_table_has_every_method_and_recipe_on_every_pair():
     content = read_sweep(FILES["table_pairs"])
-    assert {variant["method"] for variant in content.variants if "method" in variant} == REGISTRY.keys() - {"s2amsnet"}
+    found = {variant["method"] for variant in content.variants if "method" in variant}
+    assert found == REGISTRY.keys() - {"s2amsnet", "htcnn"}
+    shown, = re.findall(r"^  # - ({.*})$", FILES["table_pairs"].read_text(), re.MULTILINE)      # where the weights go
+    assert read_config(**yaml.safe_load(shown)).htcnn_weights.endswith(".pth")
     ours = [(variant["recipe"], *variant.get("ablate", [])) for variant in content.variants
             if not {"method", "patch_size"} & variant.keys()]
     hinted = [variant for variant in content.variants if "patch_size" in variant]

@@ -82,6 +82,15 @@ def test_a_run_of_other_settings_is_refused_with_every_difference(data, tmp_path
                                           "patch_size (13 there, 7 now). Choose another --save_path for these.")
 
 
+def test_a_run_from_before_its_method_changed_is_refused(data, tmp_path):
+    """Its config.yaml lacks the setting that says which of the two it was."""
+    run, config = make(on(data, method="sagnet"), tmp_path / "run")
+    check_made([(run, config)])
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("sagnet_adversary: norms\n", ""))
+    assert "other settings: sagnet_adversary (early there, norms now)" in refused([(run, config)])
+
+
 def test_a_run_that_never_began_may_become_any_other(data, tmp_path):
     run, config = make(on(data), tmp_path / "run", "failed")
     check_made([(run, replace(config, lr=0.5))])

@@ -1,6 +1,7 @@
 """What a run is: one reader for tables and study, so that both leave out the same runs and give the same names."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,20 @@ def test_of_finished_runs_the_damaged_ones_are_named(tmp_path, caplog):
     (tmp_path / "b" / "evaluation.json").unlink()
     with pytest.raises(RunFolderError, match="evaluation.json .*copy"):
         run.evaluation_of("last")
+
+
+def test_a_run_of_a_program_that_could_not_set_how_its_method_works_says_how_it_did(tmp_path):
+    """Nobody takes it for a repetition of a run of today's method; it goes on as it began."""
+    for name in ("old", "new"):
+        write_run(tmp_path / name, "sagnet", 0, 0.6, 0.5)
+    path = tmp_path / "old" / "config.yaml"
+    path.write_text(path.read_text().replace("sagnet_adversary: norms\n", ""))
+    found = {Path(info.folder).name: info.method for info, _ in read_runs([tmp_path], lambda run, info: None)}
+    assert found == {"old": "sagnet adversary=early", "new": "sagnet"}
+    for changes in ({}, {"data_path": "elsewhere"}):
+        assert RunFolder(tmp_path / "old").read_config(**changes).sagnet_adversary == "early"
+        assert RunFolder(tmp_path / "new").read_config(**changes).sagnet_adversary == "norms"
+    assert RunFolder(tmp_path / "old").read_config(sagnet_adversary="norms").sagnet_adversary == "norms"
 
 
 def test_weights_that_a_run_started_from_are_part_of_its_setting(tmp_path):
