@@ -187,7 +187,8 @@ def test_methods_that_saw_the_target_are_marked(tmp_path):
     write_run(tmp_path / "a", "dsan", uses_target=True)
     text, _ = study.make_tables(study.read([tmp_path]))["scores"]
     assert "| dsan †          |" in text and "| erm             |" in text
-    assert text.endswith("† sees unlabelled target patches while it trains.")
+    assert "\n† sees unlabelled target patches while it trains.\n" in text
+    assert text.endswith("dsan: losses of the method on the backbone of S²AMSnet, not its authors' network.")
 
 
 def test_norms_are_geometric_means_of_the_last_record(tmp_path):
