@@ -47,12 +47,13 @@ class Place:
                 "gallery": ["figures", runs, "--layout", "maps", "--out", out],
                 "tables": ["tables", runs, "--out", out, "--insert", page],
                 "compare": ["compare", run, str(self.other.path), "--out", out],
+                "report": ["report", runs, "--out", out],
                 "study": ["study", run, "--out", out, "--insert", page],
                 "prepare": ["prepare", "houston", "--from", f"{self.folder}/originals", "--out", out, "--overwrite"],
                 }[command]
 
 
-AGAIN = ("predict", "export", "figures", "gallery", "tables", "compare", "study", "prepare")
+AGAIN = ("predict", "export", "figures", "gallery", "tables", "compare", "study", "report", "prepare")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

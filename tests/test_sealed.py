@@ -48,7 +48,8 @@ SEALED = [["--method", "erm", "--patience", "1", "--max_epoch", "4"],
           *(["--recipe", name] for name in ("released", "paper", "robust")),
           ["--method", "erm", "--recipe", "adaptive"], ["--recipe", "adaptive"], ["--method", "erm", "--recipe", "robust2"],
           ["--method", "mran", "--lr", "0.05"],                            # whose answers stay the same for longer
-          *(["--method", name] for name in REGISTRY if name not in ("s2amsnet", "erm", "mran"))]
+          ["--method", "pden", "--lr", "0.2"],                           # whose own rate is a tenth of this
+          *(["--method", name] for name in REGISTRY if name not in ("s2amsnet", "erm", "mran", "pden"))]
 
 
 @pytest.mark.slow_but("--method erm --patience 1 --max_epoch 4", "--method erm --protocol counted", "--method svm")
