@@ -32,7 +32,7 @@ from utils.run.build import augmentation, backend_of, build_method, choose_devic
 from utils.run.config import parse_train
 from utils.run.environment import environment, peak_memory_mib, version
 from utils.run.folder import RunFolder, open_run, run_label, run_name
-from utils.run.report import run_table
+from utils.run.summary import run_table
 from utils.run.scoring import clean_patches, evaluate_source, evaluate_target, out_of_patience, score_run
 from utils.run.selection import select
 from utils.run.tensorboard import Curves

@@ -7,8 +7,8 @@ residuals: Green & Craig 1985).  Let u be a pixel's unit spectrum, r the referen
     mean              u − r
     ratio             u / r, scaled to unit length again
     standardise       (u − r) / s, s the standard deviation of u over the scene over its mean over the bands
-    half_standardise  (u − r) / √s: half of the way, in decibels, from `mean` to `standardise`.  Bands of little contrast
-                      come forward, and less so where s is what it is because the scene holds other surfaces
+    half_standardise  (u − r) / √s, between `mean` and `standardise`: bands of little contrast come forward, but s, which
+                      depends on the surfaces of the scene, counts for less
 
 A scene that holds other surfaces has another mean for that reason alone.  So that a network learns not to trust the
 mean, training may mix the reference: every patch sees r = a·m + (1 − a)·Σ_k w_k c_k, m the source's mean, c_k the mean
@@ -97,8 +97,7 @@ class Mixture:
 
 def mixture_of(cube: np.ndarray, centres: np.ndarray, labels: np.ndarray, concentration: float, pixels: int = 0
                ) -> Mixture:
-    """The mixture of a cube [H, W, B] of unit spectra with training pixels at centres [M, 2], labels [M] of any classes.
-    """
+    """The mixture of a cube [H, W, B] of unit spectra whose training pixels are centres [M, 2] with labels [M]."""
     spectra = cube[centres[:, 0], centres[:, 1]]
     _, labels = np.unique(labels, return_inverse=True)
     means = np.stack([spectra[labels == k].mean(0, dtype=np.float64) for k in range(labels.max() + 1)])

@@ -53,8 +53,8 @@ class PatchSampler:
                  balanced: bool = False, physical: PhysicalBranch | None = None):
         """cube [B, H, W] (see `place`), centres [M, 2] (row, col), labels [M] classes 0..K-1; before: the cube before
         its correction, and the correction; scales: factors of the ground sampling distance, and the cube (before its
-        correction) with pixels of that size, of which every patch for training has one; balanced: the classes take turns
-        in an epoch; physical: gain and admixture, which every patch for training comes under.
+        correction) with pixels of that size, of which every patch for training has one; balanced: the classes take
+        turns in an epoch; physical: gain and admixture, which every patch for training comes under.
 
         `memory_format` of the patches: None means `usual_layout`.  Raises ValueError for a centre outside the scene.
         """

@@ -27,17 +27,18 @@ class Switches:
     Args:
         scene_correction: spectra are seen against the mean spectrum of their own scene: 'none', minus it ('mean'),
             divided by it ('ratio'), 'standardise' (minus the mean, divided by the standard deviation) or
-            'half_standardise' (minus the mean, divided by the root of the standard deviation). With one of these a target's unlabelled pixels are read when the weights are applied to it, never while training.
+            'half_standardise' (minus the mean, divided by the root of the standard deviation). With one of these a
+            target's unlabelled pixels are read when the weights are applied to it, never while training.
         reference_branch: above 0, training mixes that mean with the means of the classes, by weights ~ Dirichlet(this),
             one draw per patch, so that the network does not trust the mean of a scene with other surfaces.
-        reference_pixels: above 0, the mixed reference also has the mean of the deviations of so many training pixels from
-            the means of their classes, so that it varies within the classes, too.
+        reference_pixels: above 0, the mixed reference also has the mean of the deviations of so many training pixels
+            from the means of their classes, so that it varies within the classes, too.
         resolution_branch: above 1, every patch is seen while training at a ground sampling distance of its own, from
             1/this to this times the source's: blurred and resampled (datasets/resolution.py).
         balanced_batches: 'on' = the classes take turns in the batches, whatever their shares of the training pixels; an
             epoch has as many steps as without.
-        gain_augmentation: above 0, every training patch, whatever the method, comes under a smooth random spectral gain,
-            the standard deviation of whose logarithm is uniform from 0 to this; before the scene correction.
+        gain_augmentation: above 0, every training patch, whatever the method, comes under a smooth random spectral
+            gain, the standard deviation of whose logarithm is uniform from 0 to this; before the scene correction.
         admixture_augmentation: above 0, every training patch has another one's centre spectrum mixed in, from 0 to this
             many parts of it (uniform) to one part of the patch; before the gain.
         kernel_activation: ReLU after the involution's second 1×1 convolution ('relu'), or nothing ('none').
@@ -177,8 +178,8 @@ def resolve_switches(settings: Settings) -> None:
         if getattr(settings, name) > WIDEST:
             raise ConfigError(f"{name} must be at most {WIDEST:,}, not {getattr(settings, name):,}.")
     for name in ("reference_branch", "reference_pixels", "resolution_branch", "gain_augmentation",
-                 "admixture_augmentation", "gain_branch", "admixture_branch", "consistency_weight", "adversarial_weight",
-                 "mi_weight", "source_weight", "daan_global", "daan_local"):
+                 "admixture_augmentation", "gain_branch", "admixture_branch", "consistency_weight",
+                 "adversarial_weight", "mi_weight", "source_weight", "daan_global", "daan_local"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, not {getattr(settings, name)}.")
     if not 0 <= settings.weight_averaging < 1:

@@ -63,7 +63,8 @@ PROJECTIONS = {"free": free_spectra, "unit": unit_spectra}      # what generated
 
 
 class PhysicalBranch:
-    """What light, calibration and mixed pixels do to a patch, at random: a generator's third branch, nothing learnt.
+    """What light, calibration and mixed pixels do to a patch, at random: a generator's third branch, or an augmentation
+    of every training patch; nothing learnt.
 
     Another patch's centre spectrum is mixed into the patch (soil between plants, dust on a roof), U(0, admixture) parts
     of it to one part of the patch; then comes a smooth gain whose standard deviation is ~ U(0, gain) per patch.  Spectra

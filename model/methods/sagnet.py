@@ -50,13 +50,14 @@ class SagNet(Method):
 
     def __init__(self, task: Task, settings: Settings, streams: Streams):
         super().__init__(task, settings, streams)
+        self.apart = settings.sagnet_adversary == "norms"           # the adversary has a step of its own
         self.early_stages = EARLY[settings.sagnet_adversary]
         with seeded_initialisation(streams):
             self.style = self.build_classifier()
         self.style.stages = self.style.stages[self.early_stages:]            # its input is z from here on
         self.optimiser = self.add_optimiser("discriminator", self.discriminator)
         self.style_optimiser = self.add_optimiser("style", self.style)
-        if settings.sagnet_adversary == "norms":
+        if self.apart:
             self.norm_optimiser = self.add_optimiser("adversary", *self.early_norms())
 
     def early_norms(self) -> list[nn.BatchNorm2d]:
@@ -79,7 +80,7 @@ class SagNet(Method):
         style.backward()
         self.style_optimiser.step()
         content, adversary = self.content_loss(z, y, style_partner, share), self.adversarial_loss(z, content_partner)
-        if self.settings.sagnet_adversary == "norms":
+        if self.apart:
             self.step_apart(content, adversary)
         else:
             self.optimiser.zero_grad(set_to_none=True)
@@ -89,7 +90,7 @@ class SagNet(Method):
 
     def step_apart(self, content: Tensor, adversary: Tensor) -> None:
         """Update the norms of G_f on the adversary, G_f and G_c on the content; both gradients are those of before."""
-        parameters = [p for norm in self.early_norms() for p in norm.parameters()]
+        parameters = self.norm_optimiser.param_groups[0]["params"]
         pulls = torch.autograd.grad(ADVERSARIAL_WEIGHT * adversary, parameters, retain_graph=True)
         self.optimiser.zero_grad(set_to_none=True)
         content.backward()
@@ -104,7 +105,7 @@ class SagNet(Method):
         return self.discriminator.run_stages(x, self.discriminator.stages[:self.early_stages])
 
     def content_loss(self, z: Tensor, y: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-        mixed = randomise_style(z, partner, share, of_variances=self.settings.sagnet_adversary == "norms")
+        mixed = randomise_style(z, partner, share, of_variances=self.apart)
         h = self.discriminator.run_stages(mixed, self.discriminator.stages[self.early_stages:])
         return functional.cross_entropy(self.discriminator.read_out(h), y)
 
@@ -115,7 +116,7 @@ class SagNet(Method):
         """Before its weight; G_s gets no gradient."""
         with frozen(self.style):
             return uniform_cross_entropy(self.style(randomise_content(z, partner)),
-                                         SMALLEST if self.settings.sagnet_adversary == "norms" else 0.0)
+                                         SMALLEST if self.apart else 0.0)
 
 
 def randomise_style(z: Tensor, partner: Tensor, share: Tensor, of_variances: bool = True) -> Tensor:

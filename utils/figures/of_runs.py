@@ -95,8 +95,8 @@ def target_map(trained: Trained) -> np.ndarray:
 
 
 def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
-    """Per pair, the methods' features of held-out source (of training patches where none are held out)
-    and of target patches in the plane (t-SNE)."""
+    """Per pair, the methods' features of held-out source (of training patches where none are held out) and of target
+    patches in the plane (t-SNE)."""
     figures = {}
     for pair, chosen in one_seed(runs):
         shown = {}

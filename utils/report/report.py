@@ -19,7 +19,8 @@ from utils.run.metrics import SCORES
 from utils.tables import layouts
 from utils.tables.published import published_tables
 
-FURTHER = ("overview", "ablation", "switches", "sensitivity", "ranks", "cost", "gradients")       # layouts
+FURTHER = ("overview", "ablation", "switches", "sensitivity", "ranks", "drawings", "cost",
+           "gradients")             # layouts
 ROOM_OF_WORDS = 100_000     # bytes for captions and what is left out
 
 

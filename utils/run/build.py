@@ -121,7 +121,7 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
         index_repeat(config, len(split.train) + len(split.val), n_target)
     spectra = unit_spectra(source.cube)
     mixture = mixture_of(spectra, split.train, split.train_labels, config.reference_branch, config.reference_pixels) \
-        if config.reference_branch else None
+        if config.reference_branch and config.scene_correction != NONE else None
     cube, before = place_corrected(spectra, config, device, mixture)
     unit = before[0] if before else cube
     train = PatchSampler(cube, split.train, split.train_labels, config.patch_size, config.backend, repeat,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from utils.run.selection import source_scores
 
 INSTALL = "pip install tensorboard==2.21.0"
 
@@ -29,7 +30,7 @@ class Curves:
 
     def scores(self, record: dict[str, Any], step: int) -> None:
         if self.writer:
-            for score in record.keys() & {"source_val", "shifted_source"}:
+            for score in source_scores(record):
                 for name in ("oa", "aa", "kappa"):
                     self.writer.add_scalar(f"{score.replace('_', '-')}/{name}", record[score][name], step)
 

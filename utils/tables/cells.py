@@ -27,8 +27,8 @@ CEILING_NOTE = ("Ceiling: trained on half of the target's own labels, scored on 
 NOT_HONEST = "epoch selected on the target's labels (oracle; not an honest score)"
 UNITS = "(percent, mean ± std over n seeds)"
 CONSTANT = "constant answer"
-MARKS = (f"Bold: the best mean. Underlined: not significantly worse (one-sided Wilcoxon signed-rank tests of the best "
-         f"against each other one over common seeds, Holm's correction, α = {ALPHA:g}).")
+MARKS = ("Bold: the best mean. Underlined: not significantly worse (one-sided Wilcoxon signed-rank tests of the best "
+         f"against each other one over common {{}}, Holm's correction, α = {ALPHA:g}).")
 
 Values = Mapping[str, Mapping[int, float]]          # row or column -> seed -> score
 
@@ -110,12 +110,13 @@ def constant_cell(runs: pd.DataFrame, key: str) -> Cell:
     return Cell(f"{100 * value:.1f}", numbers={"mean": 100 * value})
 
 
-def notes(runs: pd.DataFrame, common: list[list[int]]) -> list[str]:
+def notes(runs: pd.DataFrame, common: list[list[int]], over: str = "seeds") -> list[str]:
     """What stands under a table: what its marks mean, and whether anything can be significant.
 
-    common: per compared row or column, the numbers of seeds that the best one shares with each other one.
+    common: per compared row or column, how many seeds, or what else the tests are `over`, the best one shares with each
+    other one.
     """
-    return target_notes(runs) + ([MARKS, *power_note(common, 1)] if any(common) else [])
+    return target_notes(runs) + ([MARKS.format(over), *power_note(common, 1, over=over)] if any(common) else [])
 
 
 def target_notes(runs: pd.DataFrame) -> list[str]:
@@ -139,8 +140,8 @@ def notes_of_names(names: Iterable[str]) -> list[str]:
         backbone_note(names) + [CEILING_NOTE] * any(CEILING in name for name in names)
 
 
-def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list[str]:
-    """A note, and a warning in the log, where so few seeds can show nothing.
+def power_note(common: list[list[int]], sides: int, what: str = "Marks", over: str = "seeds") -> list[str]:
+    """A note, and a warning in the log, where so few seeds (or what else the tests are `over`) can show nothing.
 
     common: per family of comparisons, the seeds of each one.  sides: of the tests.  what: is tested.
     """
@@ -149,13 +150,14 @@ def power_note(common: list[list[int]], sides: int, what: str = "Marks") -> list
         return []
     fewest = min(min(family) for family in families)
     if fewest < FEWEST_SEEDS:
-        log.warning("With fewer than %d common seeds no difference can be significant.", FEWEST_SEEDS)
+        log.warning("With fewer than %d common %s no difference can be significant.", FEWEST_SEEDS, over)
     p, family = min((smallest_p(max(family), len(family), sides), family) for family in families)
     if p > ALPHA:
-        return [f"{what}: nothing can be significant here; with {max(family)} common seed{'s' * (max(family) != 1)} "
+        return [f"{what}: nothing can be significant here; with {max(family)} common "
+                f"{over if max(family) != 1 else over.removesuffix('s')} "
                 f"and {len(family)} comparison{'s' * (len(family) > 1)} the smallest p that can be reached is {p:.2g}."]
     if fewest < FEWEST_SEEDS:
-        return [f"{what}: nothing can be significant where there are fewer than {FEWEST_SEEDS} common seeds."]
+        return [f"{what}: nothing can be significant where there are fewer than {FEWEST_SEEDS} common {over}."]
     return []
 
 

@@ -25,10 +25,10 @@ _PER_RULE = ("pair", "method", "setting", "seed", "rule", "epoch", "source_val",
 def collect(folders: list[str | Path]) -> pd.DataFrame:
     """One row per finished run and selection rule, from all run folders at or below `folders` (see `read_runs`).
 
-    Columns: those of RunInfo.columns.  rule, epoch, source_val and shifted_source (OA; NaN where
-    no source pixel is held out), the target's scores and
-    per_class, the constant answer's as constant_*; scores as fractions.  classes.  planned: runs of this setting, with
-    unfinished ones and those that a sweep has yet to begin, and for the rule `oracle` without those that have none.
+    Columns: those of RunInfo.columns.  rule, epoch, source_val and shifted_source (OA; NaN where no source pixel is
+    held out), the target's scores and per_class, the constant answer's as constant_*; scores as fractions.  classes.
+    planned: runs of this setting, with unfinished ones and those that a sweep has yet to begin, and for the rule
+    `oracle` without those that have none.
     Raises UserError if there is no such run.
     """
     return scored(read_runs(folders, scores_of), folders)

@@ -7,16 +7,15 @@ from typing import Any
 import pandas as pd
 
 from model.errors import UserError
+from utils.run.folder import is_ceiling
 from utils.run.metrics import SCORES
 from utils.run.selection import LAST
-from utils.tables.cells import marks_of, of_rule, rule_words, score_cell, target_notes
+from utils.tables.cells import marks_of, notes, of_rule, rule_words, score_cell
 from utils.tables.markup import Cell, Table
-from utils.tables.statistics import ALPHA, rank_methods
+from utils.tables.statistics import rank_methods
 
 SHOWN = ("kappa", "aa")
 MEAN = "mean"
-MARKS = (f"Bold: the best mean. Underlined: not significantly worse (one-sided Wilcoxon signed-rank tests of the best "
-         f"against each other one over common pairs, Holm's correction, α = {ALPHA:g}).")
 
 
 def drawings(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
@@ -42,10 +41,11 @@ def _but_for_the_drawing(scenes: str, simulation: dict[str, Any]) -> str:
 def _table(runs: pd.DataFrame, key: str, rule: str) -> Table:
     means = runs.groupby(["drawn", "name", "pair"], sort=False)[key].mean()
     rows: dict[str, dict[str, Cell]] = {name: {} for name in runs["name"].unique()}
-    tests = []
+    tests, common = [], []
     for column in runs["drawn"].unique():
         of_name = {name: means[column][name].to_dict() for name in means[column].index.unique("name")}
-        marks, _ = marks_of(of_name)
+        marks, shared = marks_of(of_name)
+        common.append(shared)
         most = max(map(len, of_name.values()))
         for name, scores in of_name.items():
             few = f" (n={len(scores)})" if len(scores) < most else ""
@@ -56,12 +56,13 @@ def _table(runs: pd.DataFrame, key: str, rule: str) -> Table:
             mean = sum(cell.numbers["mean"] for cell in row.values()) / len(row)
             row[MEAN] = Cell(f"{mean:.1f}", numbers={"mean": mean})
     title = f"{SCORES[key]} over drawn pairs, {rule_words(rule)} (percent, mean ± std over pairs)"
-    return Table(title, "method", rows, [*target_notes(runs), MARKS, *filter(None, tests)])
+    return Table(title, "method", rows, [*notes(runs, common, "pairs"), *filter(None, tests)])
 
 
 def _friedman(column: str, of_name: dict[str, dict[str, float]], most: int) -> str:
-    """Friedman's test of the methods that have all pairs; nothing where they are fewer than three."""
-    complete = {name: [scores[pair] for pair in sorted(scores)] for name, scores in of_name.items() if len(scores) == most}
+    """Friedman's test of the methods, ceilings aside, that have all pairs; nothing where they are fewer than three."""
+    complete = {name: [scores[pair] for pair in sorted(scores)] for name, scores in of_name.items()
+                if len(scores) == most and not is_ceiling(name)}
     if len(complete) < 3:
         return ""
     ranks = rank_methods(complete)

@@ -142,7 +142,7 @@ def test_too_few_seeds_are_said_under_the_table_and_in_the_log(tmp_path, caplog)
         write_run(tmp_path / f"{name}4", name, 4, score, 0.5)
     caplog.clear()
     table, = made(tmp_path)
-    assert table.rows["svm"]["last: OA"].mark == "" and table.notes == [cells.MARKS] and not caplog.text
+    assert table.rows["svm"]["last: OA"].mark == "" and table.notes == [cells.MARKS.format("seeds")] and not caplog.text
 
 
 def test_equal_means_are_all_best(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from model.errors import UserError
 from table_runs import made, texts, write_run
 from utils import text
-from utils.run import report
+from utils.run import summary
 from utils.run.config import parse_train
 from utils.run.folder import RunFolder
 from utils.run.planned import write_plan
@@ -30,12 +30,12 @@ def test_every_rule_has_its_columns_and_says_how_many_runs_it_scored(tmp_path):
     assert [row[name] for name in ("n", "last: OA", "shifted-source: OA")] == ["3", "70.0 ± 10.0", "45.0 ± 7.1 (n=2)"]
     assert table.cell("constant answer", "shifted-source: OA").text == "50.0"
     assert list(runs["shifted_source"]) == [0.8] * 8
-    text = report.run_table(RunFolder(tmp_path / "a"))
+    text = summary.run_table(RunFolder(tmp_path / "a"))
     assert "shifted-source OA" in text and "\n| shifted-source " in text and "80.0" in text
-    assert "\n| shifted-source " not in report.run_table(RunFolder(tmp_path / "c"))
+    assert "\n| shifted-source " not in summary.run_table(RunFolder(tmp_path / "c"))
     assert "unlabelled" not in text
     write_run(tmp_path / "d", "dsan", 0, 0.6, 0.5, uses_target=True)
-    assert "seed 0, unlabelled target seen (percent; n=1)" in report.run_table(RunFolder(tmp_path / "d"))
+    assert "seed 0, unlabelled target seen (percent; n=1)" in summary.run_table(RunFolder(tmp_path / "d"))
 
 
 def test_runs_of_different_settings_are_never_averaged(tmp_path):
@@ -112,7 +112,7 @@ def test_mean_and_sample_deviation():
 
 def test_one_run_as_text(tmp_path):
     write_run(tmp_path / "a", "erm", 3, 0.6, 0.5, oracle=0.7)
-    text = report.run_table(RunFolder(tmp_path / "a"))
+    text = summary.run_table(RunFolder(tmp_path / "a"))
     assert "seed 3" in text and "n=1" in text and "oracle; not an honest score" in text
     assert "| y     | –        | 0      |" in text
 
