@@ -112,7 +112,8 @@ def fit(training: Training) -> None:
 def evaluate(training: Training, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores on held-out source pixels, plain and perturbed, and what each rule has selected by now.
 
-    With --validators and --oracle the target is looked at, too, into records of their own.
+    With --validators and --oracle the target is looked at, too, into records of their own; the rule oracle alone
+    chooses by that.
     """
     config, data, method, run = training.config, training.data, training.method, training.run
     with method.evaluating(clean_patches(config, data)):
@@ -120,9 +121,10 @@ def evaluate(training: Training, epoch: int) -> tuple[dict[str, Any], dict[str, 
         weights = {name: value.clone() for name, value in method.discriminator.state_dict().items()}
         if data.unlabelled:
             run.append(run.validators, {"epoch": epoch, **validate(method, data.unlabelled)})
-        if config.oracle:
-            run.append(run.oracle, {"epoch": epoch, **evaluate_target(method, data)})
-    return scores, select({"epoch": epoch, **scores}, weights, training.progress.selected)
+        on_target = evaluate_target(method, data) if config.oracle else {}
+    if on_target:
+        run.append(run.oracle, {"epoch": epoch, **on_target})
+    return scores, select({"epoch": epoch, **scores, **on_target}, weights, training.progress.selected)
 
 
 def diagnose(training: Training, epoch: int) -> None:

@@ -19,20 +19,20 @@ from model.discriminator import Discriminator
 from model.errors import CheckpointError, ConfigError
 from utils import text
 from utils.figures import scenes, sheet
-from utils.released import weights
+from utils.released import leavings, weights
 from utils.run.build import read_scene, scene_sampler, spread_sampler, warn_of_statistics
 from utils.run.config import command_parser, parse_command
 from utils.run.flags import Parser
 from utils.run.folder import open_run
 from utils.run.metrics import confusion_matrix, constant_answer, scores
 from utils.run.predict import as_map, confusion_of, map_scene, probabilities, scene_probabilities
-from utils.run.selection import LAST, RULES
+from utils.run.selection import EVERY_RULE, LAST, rule_words
 from utils.trained.adapt import BN, LEAST_SHARE, MOST_PIXELS, PRIOR, TENT, adapt, scene_shares, training_shares
 from utils.trained.load import Trained, load_released, load_run
 
 log = logging.getLogger(__name__)
 
-RuleName = Literal[tuple(rule.name for rule in RULES)]
+RuleName = Literal[tuple(rule.name for rule in EVERY_RULE)]
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Choice:
         run: run folder; of several the probabilities are averaged.
         weights: best.pth of the released code, in place of a run.
         scene: registered name or path of a scene file; null = the run's own target.
-        rule: selection rule whose weights are used.
+        rule: selection rule whose weights are used; oracle chose them on the target's labels.
         kernel_activation: how the networks of --weights were trained: 'relu' as the released code, 'none' as the paper.
         data_path: folder of the scene's files, where it differs from the run's.
         statistics_from: scene (registered name or path of a scene file) whose mean spectrum a scene correction uses in
@@ -157,7 +157,7 @@ def evaluate(words: list[str]) -> None:
                           "'main.py predict' maps it.")
     confusion = _confusion(members, scene, len(class_names), _weights(choice, members, scene, class_names))
     result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
-    whose = choice.weights or f"{', '.join(choice.run)}, rule {choice.rule}"
+    whose = choice.weights or f"{', '.join(choice.run)}, {rule_words(choice.rule)}"
     print(f"{scene.name}, weights of {whose}{_reads(choice, members)} ({result.n} pixels)")
     for name, score in (("these weights", result), ("constant answer", constant)):
         print(f"  {name:<34} OA {100 * score.oa:.2f}  AA {100 * score.aa:.2f}  kappa {100 * score.kappa:.2f}  "
@@ -223,13 +223,17 @@ def _map(members: list[Member], scene: Scene, weights: np.ndarray | None) -> np.
 def export_parser() -> Parser:
     parser = Parser("export", export.__doc__)
     parser.add_argument("--run", required=True, help="run folder")
-    parser.add_argument("--rule", choices=[rule.name for rule in RULES], default=LAST.name, help="selection rule")
-    parser.add_argument("--out", type=Optional[Path], default=None, help="file to write; default: best.pth in the run folder")
+    parser.add_argument("--rule", choices=[rule.name for rule in EVERY_RULE], default=LAST.name,
+                        help="selection rule; the released code's is oracle")
+    parser.add_argument("--out", type=Optional[Path], default=None,
+                        help="file to write; default: best.pth in the run folder. settings.txt and train_log.txt go "
+                             "beside it")
     return parser
 
 
 def export(words: list[str]) -> None:
-    """Write a run's discriminator as the released code's best.pth: {'Discriminator': state_dict} under its names."""
+    """Write what the released code leaves behind: best.pth, {'Discriminator': state_dict} under its names, settings.txt,
+    and train_log.txt where the target was scored."""
     choice = export_parser().parse_args(words)
     run = open_run(choice.run)
     path = choice.out or run.path / "best.pth"
@@ -240,8 +244,13 @@ def export(words: list[str]) -> None:
     if trained.config.scene_correction != NONE:
         log.warning("These weights see spectra after --scene_correction %s, which the released code does not do.",
                     trained.config.scene_correction)
+    texts = {"settings.txt": leavings.settings_text(trained.config)}
+    if run.evaluation.exists() and "target" in (entry := run.evaluation_of(choice.rule)):
+        texts["train_log.txt"] = leavings.train_log_text(entry, run.read_run().get("status") == "done")
     try:
         weights.export(path, trained.method.discriminator.state_dict())
+        for name, content in texts.items():
+            text.write_text(path.with_name(name), content)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
-    print(path)
+    print("\n".join(map(str, (path, *map(path.with_name, texts)))))

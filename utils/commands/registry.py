@@ -40,7 +40,7 @@ COMMANDS = {command.name: command for command in (
     Command("predict", "utils.commands.apply", "--run RUN --scene SCENE",
             "map a whole scene: a GeoTIFF and a picture"),
     Command("export", "utils.commands.apply", "--run RUN",
-            "write a run's discriminator as the released code's best.pth"),
+            "write what the released code leaves behind: best.pth, settings.txt, train_log.txt"),
     Command("figures", "utils.commands.results", "RUN ...",
             "draw a run's losses, spectra, patches, maps; with --layout, methods beside each other"),
     Command("tables", "utils.commands.results", "RUN ...",

@@ -17,7 +17,7 @@ from utils.figures.of_runs import LAYOUTS, gallery
 from utils.report.report import make_report
 from utils.run.flags import Parser
 from utils.run.folder import finished_runs
-from utils.run.selection import LAST, ORACLE, RULES
+from utils.run.selection import EVERY_RULE, LAST, RULES
 from utils.tables import collect, layouts, markup, study as study_maker
 from utils.tables.compare import Comparison, compare_runs
 from utils.tables.runs import named
@@ -32,6 +32,9 @@ def figures_parser() -> Parser:
     parser.add_argument("--layout", choices=list(LAYOUTS), default=None,
                         help="maps of all methods side by side; their features in the plane; scores over the severity "
                              "of the simulated gap; every seed's score; null = every run's own figures, in its folder")
+    parser.add_argument("--rule", choices=[rule.name for rule in EVERY_RULE], default=LAST.name,
+                        help="selection rule whose weights and scores are shown; a run's own figures under another one "
+                             "than last go into a folder of its name")
     parser.add_argument("--out", type=Optional[Path], default=None,
                         help="folder for the figures of --layout; default: the first folder given")
     return parser
@@ -42,12 +45,12 @@ def figures(words: list[str]) -> None:
     choice = figures_parser().parse_args(words)
     if choice.layout:
         with writing("figures", out := choice.out or Path(choice.runs[0])):
-            for name, figure in gallery(choice.layout, choice.runs, choice.gpu, choice.data_path).items():
+            for name, figure in gallery(choice.layout, choice.runs, choice.rule, choice.gpu, choice.data_path).items():
                 sheet.save(figure, out / f"{name}.png")
                 print(out / f"{name}.png")
         return
     for run in finished_runs(choice.runs):
-        for path in draw_run(run, choice.gpu, choice.data_path, progress=sys.stderr.isatty()):
+        for path in draw_run(run, choice.rule, choice.gpu, choice.data_path, progress=sys.stderr.isatty()):
             print(path)
 
 
@@ -105,7 +108,7 @@ def tables_parser() -> Parser:
                              "class; differences to the method without an ablation or to the recipe; scores over one "
                              "setting; costs; ranks over pairs (with a figure); gradient norms at start and end of "
                              "training")
-    parser.add_argument("--rule", choices=[rule.name for rule in (*RULES, ORACLE)], default=LAST.name,
+    parser.add_argument("--rule", choices=[rule.name for rule in EVERY_RULE], default=LAST.name,
                         help="selection rule (layout pairs has all of them)")
     parser.add_argument("--published", action="store_true",
                         help="(pairs) the scenes are the real ones: show published numbers in tables of their own, "

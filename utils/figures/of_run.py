@@ -19,7 +19,7 @@ from utils.figures import curves, scenes, sheet
 from utils.run.folder import RunFolder, run_label
 from utils.run.predict import BATCH, map_scene
 from utils.run.records import damaged
-from utils.run.selection import LAST
+from utils.run.selection import LAST, rule_words
 from utils.trained.load import Trained, load_run
 
 log = logging.getLogger(__name__)
@@ -28,25 +28,27 @@ SHEET_ROWS = 8            # source patches on the patch sheet
 SPECTRA_PATCHES = 2048    # source patches whose generated versions give the mean spectra
 
 
-def draw_run(run: RunFolder, gpu: int | None = None, data_path: str | None = None, progress: bool = True) -> list[Path]:
-    """Draw every figure of a run into its folder `figures`; returns the files."""
+def draw_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data_path: str | None = None,
+             progress: bool = True) -> list[Path]:
+    """Draw every figure of a run, with the weights that a rule selected, into its folder `figures` (those of another
+    rule than `last` into a folder of the rule's name there); returns the files."""
     with run:
-        return _drawn(run, load_run(run, LAST.name, gpu, data_path), progress)
+        return _drawn(run, load_run(run, rule, gpu, data_path), rule, progress)
 
 
-def _drawn(run: RunFolder, trained: Trained, progress: bool) -> list[Path]:
+def _drawn(run: RunFolder, trained: Trained, rule: str, progress: bool) -> list[Path]:
     """A figure is written before the next one is made: one of a scene with hundreds of classes takes much memory."""
-    paths = []
-    for name, make in _figures(run, trained, progress).items():
-        paths.append(run.figures / f"{name}.png")
+    paths, folder = [], run.figures if rule == LAST.name else run.figures / rule
+    for name, make in _figures(run, trained, rule, progress).items():
+        paths.append(folder / f"{name}.png")
         sheet.save(make(), paths[-1])
-    log.info("%d figures in %s", len(paths), run.figures)
+    log.info("%d figures in %s", len(paths), folder)
     return paths
 
 
-def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Callable[[], Figure]]:
+def _figures(run: RunFolder, trained: Trained, rule: str, progress: bool) -> dict[str, Callable[[], Figure]]:
     """The name of every figure of a run, and what makes it."""
-    entry = run.evaluation_of(LAST.name)
+    entry = run.evaluation_of(rule)
     data, title, epochs = trained.data, f"{run_label(trained.config)}, seed {trained.config.seed}", epoch_records(run)
     found = {"losses": lambda: curves.plot_losses(epochs, f"Training: {title}"),
              "spectra": lambda: _spectra(trained, title), "patches": lambda: _patches(trained, title)}
@@ -54,7 +56,7 @@ def _figures(run: RunFolder, trained: Trained, progress: bool) -> dict[str, Call
         shown = f"{data.target.name}: the halves of its labels that are trained on and scored on" \
             if trained.config.ceiling else f"{data.source.name} and {data.target.name}"
         found["pair"] = lambda: scenes.plot_pair(data.source, data.target, shown)
-        found |= _target_figures(trained, entry, title, progress)
+        found |= _target_figures(trained, entry, title, rule, progress)
     return found
 
 
@@ -68,12 +70,12 @@ def epoch_records(run: RunFolder) -> list[dict]:
     return [record | ({"oracle": oracle[record["epoch"]]} if record["epoch"] in oracle else {}) for record in found]
 
 
-def _target_figures(trained: Trained, entry: dict[str, Any], title: str,
+def _target_figures(trained: Trained, entry: dict[str, Any], title: str, rule: str,
                     progress: bool) -> dict[str, Callable[[], Figure]]:
     data, config = trained.data, trained.config
     target, names = data.target, data.source.class_names
     score = entry.get("target")
-    text = "" if score is None else (f", rule last: OA {100 * score['oa']:.1f} %, AA {100 * score['aa']:.1f} %, "
+    text = "" if score is None else (f", {rule_words(rule)}: OA {100 * score['oa']:.1f} %, AA {100 * score['aa']:.1f} %, "
                                      f"κ {100 * score['kappa']:.1f}")
 
     def maps() -> Figure:

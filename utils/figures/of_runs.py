@@ -22,7 +22,8 @@ from model.errors import UserError
 from utils.figures.comparison import plot_features, plot_map_gallery, plot_seeds, plot_severity
 from utils.run.folder import open_run
 from utils.run.predict import BATCH, map_scene
-from utils.run.selection import LAST
+from utils.run.selection import LAST, rule_words
+from utils.tables.cells import of_rule
 from utils.tables.collect import collect
 from utils.tables.runs import named
 from utils.trained.load import Trained, load_run
@@ -34,23 +35,27 @@ PERPLEXITY = 30.0         # of t-SNE, where there are samples enough for it
 SIMULATED = "SimTarget"
 
 
-def gallery(layout: str, folders: list[str | Path], gpu: int | None = None, data_path: str | None = None
-            ) -> dict[str, Figure]:
-    """Name -> figure of one layout of LAYOUTS, from the runs' weights of the rule `last`.
+def gallery(layout: str, folders: list[str | Path], rule: str = LAST.name, gpu: int | None = None,
+            data_path: str | None = None) -> dict[str, Figure]:
+    """Name -> figure of one layout of LAYOUTS, from the weights and scores of one selection rule.
 
     Raises UserError if the runs hold nothing for it.
     """
-    runs = collect(folders)
-    return LAYOUTS[layout](named(runs[runs["rule"] == LAST.name]), gpu, data_path)
+    return LAYOUTS[layout](named(of_rule(collect(folders), rule)), gpu, data_path)
 
 
 def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:
     """Strip plots of all runs: which differences are larger than the seeds' own."""
-    return {"seeds": plot_seeds(runs, "κ of every seed on the target, rule last")}
+    return {"seeds": plot_seeds(runs, f"κ of every seed on the target, {_rule(runs)}")}
 
 
 def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
-    return severity_figures(runs, LAST.name)
+    return severity_figures(runs, runs["rule"].iloc[0])
+
+
+def _rule(runs: pd.DataFrame) -> str:
+    """How a title names the rule of these rows."""
+    return rule_words(runs["rule"].iloc[0])
 
 
 def severity_figures(runs: pd.DataFrame, rule: str) -> dict[str, Figure]:
@@ -63,7 +68,7 @@ def severity_figures(runs: pd.DataFrame, rule: str) -> dict[str, Figure]:
     for (scenes, gap, drawing), chosen in simulated.groupby(["scenes", "gap", "drawing"]):
         if chosen["severity"].nunique() > 1:
             figures["_".join(filter(None, ("severity", file_name(scenes), gap, str(drawing))))] = plot_severity(
-                chosen, f"{scenes}, simulation seed {drawing}{gap and f', {gap} gap'}, rule {rule}; "
+                chosen, f"{scenes}, simulation seed {drawing}{gap and f', {gap} gap'}, {rule_words(rule)}; "
                         "line: mean over n seeds, band: smallest to largest")
     if not figures:
         raise UserError("A figure over the severity needs runs on the simulated pair at two severities at least "
@@ -81,7 +86,7 @@ def _maps(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[st
             predictions[f"{row['name']}: AA {100 * row['aa']:.1f}, κ {100 * row['kappa']:.1f}"] = target_map(trained)
         figures[f"maps_{file_name(pair)}"] = plot_map_gallery(
             scene.cube, scene.rgb_bands, scene.labels, predictions, trained.class_names,
-            f"{pair}: maps of the whole target; seed {chosen['seed'].iloc[0]}, rule last, scores in percent")
+            f"{pair}: maps of the whole target; seed {chosen['seed'].iloc[0]}, {_rule(runs)}, scores in percent")
     return figures
 
 
@@ -116,7 +121,7 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
         if shown:
             figures[f"features_{file_name(pair)}"] = plot_features(
                 shown, trained.class_names,
-                f"{pair}: features in the plane (t-SNE); seed {chosen['seed'].iloc[0]}, rule last")
+                f"{pair}: features in the plane (t-SNE); seed {chosen['seed'].iloc[0]}, {_rule(runs)}")
     if not figures:
         raise UserError("None of these methods has features to show.")
     return figures
@@ -135,7 +140,7 @@ def one_seed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _opened(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> Iterator[tuple[pd.Series, Trained]]:
     """Each run's row and its trained method."""
     for _, row in tqdm(runs.iterrows(), total=len(runs), unit="run", disable=not sys.stderr.isatty()):
-        yield row, load_run(open_run(row["folder"]), LAST.name, gpu, data_path)
+        yield row, load_run(open_run(row["folder"]), row["rule"], gpu, data_path)
 
 
 def _samples(sampler: PatchSampler) -> tuple[Tensor, np.ndarray]:

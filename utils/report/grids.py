@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from utils.run.metrics import SCORES
-from utils.run.selection import ORACLE, RULES
+from utils.run.selection import NOT_HONEST, ORACLE, RULES
 from utils.tables import layouts
-from utils.tables.cells import NOT_HONEST, UNITS
+from utils.tables.cells import UNITS
 from utils.tables.markup import Cell, Table
 from utils.tables.runs import RunInfo
 from utils.text import MISSING, duration, percent

@@ -22,7 +22,8 @@ from utils.run.selection import SOURCE_SCORES
 DIGEST = "digest"        # a checkpoint's entry
 RUN = {"config": dict[str, Any], "data": dict[str, str], "class_names": list[str], "bands": int, "device": str,
        "state": {"epoch": int, "seconds": float, "selected": {
-           str: {"epoch": int, "source_val?": dict, "shifted_source?": dict, "discriminator": dict[str, Tensor]}}},
+           str: {"epoch": int, "source_val?": dict, "shifted_source?": dict, "target?": dict,
+                 "discriminator": dict[str, Tensor]}}},
        "method": {"networks": dict[str, Tensor], "gradients": dict[str, Tensor],
                   "optimisers": {str: {"state": dict, "param_groups": list[dict]}}},
        "streams": dict[str, Any]}       # as utils/run/records.py says it

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
 FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
-SEALED, COUNTED = "sealed", "counted"    # protocols
+SEALED, COUNTED, RELEASED = "sealed", "counted", "released"    # protocols
+PROTOCOLS = Path(__file__).resolve().parents[2] / "configs" / "protocol"
 BEFORE = {                              # method -> what its runs did before these could be set
     "daan": {"daan_global": 0.5, "daan_local": 0.5, "daan_shares": "detached"},
     "sagnet": {"sagnet_adversary": "early"},
@@ -82,8 +83,10 @@ class TrainConfig(Settings):
         split: 'random' (stratified, by seed), 'released' (stratified, one split for all seeds, as the released code) or
             spatially disjoint 'blocks' with a buffer.
         protocol: 'sealed' = nothing that training does depends on the target's labels; 'counted' = their number decides
-            whether re_ratio holds, as in the released code. null = 'counted' in recipes released and paper (compared
-            methods among them) on registered scenes, 'sealed' in the others and on scene files of your own.
+            whether re_ratio holds, as in the released code; 'released' = the same, with that code's split and its choice
+            of the epoch on the target's labels (configs/protocol/released.yaml, which further settings change). null =
+            'counted' in recipes released and paper (compared methods among them) on registered scenes, 'sealed' in the
+            others and on scene files of your own.
         seed: seed of split, initialisation, batches, augmentation, noise and mixing.
         gpu: CUDA device number; -1 = CPU. Without a GPU the run goes to the CPU and says so.
         deterministic: on a GPU take only algorithms that give the same bits every time, which are slower; a CPU always
@@ -94,7 +97,8 @@ class TrainConfig(Settings):
         mixture_augmentation: mix half the patches with another one of the same class and add noise.
         ceiling: train on half of the target's own labels in place of the source's, and score on the other half, apart
             by the patch: what is possible on that target, not what a method reaches.
-        oracle: also score the target at every evaluation, into a record of its own; never used for training.
+        oracle: also score the target at every evaluation, into a record of its own, and keep the weights of the epoch
+            that is best on its labels, which no honest score may come from; never used for training.
         validators: also record the label-free validators entropy, IM and SND at every evaluation, into a record of
             their own. They use unlabelled target; never used for training or selection.
         tensorboard: also write TensorBoard curves.
@@ -115,7 +119,7 @@ class TrainConfig(Settings):
     training_sample_ratio: float = 0.8
     re_ratio: int = 5
     split: Literal["random", "released", "blocks"] = "random"
-    protocol: Optional[Literal["sealed", "counted"]] = None
+    protocol: Optional[Literal["sealed", "counted", "released"]] = None
     seed: int = 333
     gpu: int = 0
     deterministic: bool = False
@@ -191,7 +195,7 @@ def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
     Raises ConfigError if a file does not exist, or a setting is unknown or impossible.
     """
     check_form(changes, TrainConfig)
-    return check(_merged(_layered(paths), changes))
+    return check(_merged(_layered(paths), with_protocol(changes)))
 
 
 def read_saved(path: Path, **changes: Any) -> TrainConfig:
@@ -223,8 +227,19 @@ def _layered(paths: Iterable[str | Path]) -> dict[str, Any]:
     """The settings that files set, the later ones over the earlier ones."""
     found: dict[str, Any] = {}
     for path in paths:
-        found = over(found, parsed(read_settings(path, TrainConfig), path))
+        found = over(found, with_protocol(parsed(read_settings(path, TrainConfig), path)))
     return found
+
+
+def with_protocol(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of the protocol that they name below them (configs/protocol, where it has a file)."""
+    return _protocol_file(settings["protocol"]) | settings if settings.get("protocol") else settings
+
+
+@cache
+def _protocol_file(name: str) -> dict[str, Any]:
+    path = PROTOCOLS / f"{name}.yaml"
+    return read_settings(path, TrainConfig) if is_file(path) else {}
 
 
 def parsed(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -240,7 +255,7 @@ def _given(words: list[str]) -> dict[str, Any]:
     check_words(words, TrainConfig)
     given = train_parser().parse_args(words, defaults=False).as_dict()
     given.pop("config", None)
-    return given
+    return with_protocol(given)
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -324,6 +339,9 @@ def check(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"simulation.severity must not be negative, not {config.simulation.severity}.")
     if config.ceiling and config.target_name is None:
         raise ConfigError("ceiling trains on the target's own labels, but there is no target_name.")
+    if config.protocol == RELEASED and not config.oracle:
+        raise ConfigError("protocol 'released' chooses the epoch on the target's labels: leave --oracle false out, or "
+                          "choose --protocol counted.")
     if config.oracle and config.target_name is None:
         raise ConfigError("oracle scores the target every epoch, but there is no target_name.")
     if config.validators and config.target_name is None:

@@ -19,7 +19,7 @@ from model.settings import Settings, flipped_switches
 from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml
 from utils.run.lock import has_locks, locked
 from utils.run.records import ABOUT, EVALUATION, check_square, damaged, parsed, read_json, read_text, record_shape
-from utils.run.selection import SOURCE_SCORES
+from utils.run.selection import ORACLE, SOURCE_SCORES
 from utils.text import write_text
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ class RunFolder:
 
     def evaluation_of(self, rule: str) -> dict[str, Any]:
         """Epoch and scores of the weights that a rule selected.  Raises RunFolderError if there are none."""
-        rules = self.read_evaluation()["rules"]
+        content = self.read_evaluation()
+        rules = content["rules"] | ({ORACLE.name: content["oracle"]} if "oracle" in content else {})
         if rule not in rules:
             raise damaged(self.evaluation, f"it lacks the rule '{rule}'")
         return rules[rule]

@@ -79,10 +79,13 @@ def out_of_patience(run: RunFolder, patience: int | None) -> bool:
 def score_run(run: RunFolder, method: Method, data: Data, selected: dict[str, dict[str, Any]]) -> None:
     """Score the weights that each rule selected on the target, and write evaluation.json.
 
-    selected: rule -> epoch, its source_val and shifted_source scores, discriminator weights.
+    selected: rule -> epoch, its source_val and shifted_source scores, discriminator weights.  What `oracle` selected
+    was scored when it was: that score is in a place of its own.
     """
     content: dict[str, Any] = {"rules": {}}
     for rule, choice in selected.items():
+        if rule == ORACLE.name:
+            continue
         content["rules"][rule] = {"epoch": choice["epoch"], **source_scores(choice)}
         if data.test:
             load_discriminator(method.discriminator, choice["discriminator"], run.checkpoint)

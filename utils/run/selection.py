@@ -14,7 +14,9 @@ class Rule:
     """A selection rule over the records of epochs.
 
     score: the record's key whose OA decides, or None for the last epoch.
-    reads_target: whether the rule looks at target labels; such a rule never stands beside the others in a table.
+    reads_target: whether the rule looks at target labels; such a rule never stands beside the others in a table.  Among
+    equals it takes the first epoch, as the released code; the others take the latest: a saturated score says nothing
+    against more training.
     """
 
     name: str
@@ -22,10 +24,11 @@ class Rule:
     reads_target: bool = False
 
     def select(self, records: Sequence[dict]) -> int:
-        """The chosen epoch.  Among equals the latest: a saturated score says nothing against more training."""
+        """The chosen epoch."""
         if self.score is None:
             return records[-1]["epoch"]
-        return max(records, key=lambda record: (record[self.score]["oa"], record["epoch"]))["epoch"]
+        direction = -1 if self.reads_target else 1
+        return max(records, key=lambda record: (record[self.score]["oa"], direction * record["epoch"]))["epoch"]
 
     def improves(self, record: dict, best: dict | None) -> bool:
         """Whether a new epoch's record takes the place of the best one so far."""
@@ -45,7 +48,14 @@ SOURCE_VAL = Rule("source-val", "source_val")
 SHIFTED_SOURCE = Rule("shifted-source", "shifted_source")
 ORACLE = Rule("oracle", "target", reads_target=True)
 RULES = (LAST, SOURCE_VAL, SHIFTED_SOURCE)
+EVERY_RULE = (*RULES, ORACLE)
+NOT_HONEST = "epoch selected on the target's labels (oracle; not an honest score)"
 SOURCE_SCORES = tuple(rule.score for rule in RULES if rule.score)      # what stands beside every target score
+
+
+def rule_words(rule: str) -> str:
+    """How a title names the rule."""
+    return NOT_HONEST if rule == ORACLE.name else f"rule {rule}"
 
 
 def source_scores(record: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +67,15 @@ def select(record: dict[str, Any], weights: dict[str, Tensor], selected: dict[st
            ) -> dict[str, dict[str, Any]]:
     """What each rule has selected when a further epoch is done: rule -> epoch, source scores, discriminator weights.
 
-    record: the epoch's; a rule whose score it lacks selects nothing.  weights: the discriminator's after it.
-    selected: what the rules had selected before.
+    record: the epoch's; a rule whose score it lacks selects nothing.  What a rule that reads the target selects holds
+    the target's scores, too.  weights: the discriminator's after it.  selected: what the rules had selected before; one
+    that is not among them by now has missed epochs and selects nothing.
     """
     new = {"epoch": record["epoch"], **source_scores(record), "discriminator": weights}
-    return {rule.name: new if rule.improves(record, selected.get(rule.name)) else selected[rule.name]
-            for rule in RULES if rule.score is None or rule.score in record}
+    found = {}
+    for rule in EVERY_RULE:
+        best = selected.get(rule.name)
+        if (rule.score is None or rule.score in record) and (best or not selected):
+            seen = {rule.score: record[rule.score]} if rule.reads_target else {}
+            found[rule.name] = new | seen if rule.improves(record, best) else best
+    return found

@@ -14,7 +14,7 @@ import yaml
 from model.errors import ConfigError
 from model.plain import check_form, is_file, read_yaml, settings_in, settings_text
 from model.settings import kept_below
-from utils.run.config import Simulation, TrainConfig, check, over, parsed, read_config, train_parser
+from utils.run.config import Simulation, TrainConfig, check, over, parsed, read_config, train_parser, with_protocol
 from utils.run.folder import ROOT
 
 _FORM = {"config": (list, str), "settings": (dict, None), "pairs": (list, dict), "variants": (list, dict),
@@ -102,7 +102,7 @@ def read_alike(files: list[str], changes: Entries) -> TrainConfig:
     below: Entries = {}
     for file in files:
         below = over(below, _parsed_file(settings_text(file), file))
-    above = {name: _parsed_value(name, json.dumps(value)) for name, value in changes.items()}
+    above = with_protocol({name: _parsed_value(name, json.dumps(value)) for name, value in changes.items()})
     values = copy.deepcopy(over(kept_below(below, above), above))
     return check(TrainConfig(**values | {"simulation": Simulation(**values.get("simulation", {}))}))
 
@@ -114,7 +114,7 @@ def _settings_of(text: str, file: str) -> Entries:
 
 @lru_cache(maxsize=1000)
 def _parsed_file(text: str, file: str) -> Entries:
-    return parsed(_settings_of(text, file), file)
+    return with_protocol(parsed(_settings_of(text, file), file))
 
 
 @lru_cache(maxsize=10_000)

@@ -24,7 +24,6 @@ TARGET_MARKS = {           # what a run takes from the target: column -> mark be
     "adapts": (" ‡", "‡ scene statistics at test time: it is applied with the target scene's own.")}
 CEILING_NOTE = ("Ceiling: trained on half of the target's own labels, scored on the other half, which is apart by the "
                 "patch; what is possible there, not compared.")
-NOT_HONEST = "epoch selected on the target's labels (oracle; not an honest score)"
 UNITS = "(percent, mean ± std over n seeds)"
 CONSTANT = "constant answer"
 MARKS = ("Bold: the best mean. Underlined: not significantly worse (one-sided Wilcoxon signed-rank tests of the best "
@@ -169,8 +168,3 @@ def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
             "a refit, and a run that trains on all labels, is scored at its last epoch alone"
         raise UserError(f"None of these runs has a score of the rule '{rule}'; {why}.")
     return found
-
-
-def rule_words(rule: str) -> str:
-    """How a title names the rule."""
-    return NOT_HONEST if rule == ORACLE.name else f"rule {rule}"

@@ -14,8 +14,8 @@ from model.errors import UserError
 from model.settings import recipe_switches
 from utils.run.folder import ceiling_label, method_label
 from utils.run.metrics import SCORES
-from utils.run.selection import LAST
-from utils.tables.cells import UNITS, add_constant, by_seed, of_rule, power_note, rule_words, score_table
+from utils.run.selection import LAST, rule_words
+from utils.tables.cells import UNITS, add_constant, by_seed, of_rule, power_note, score_table
 from utils.tables.markup import Cell, Table
 from utils.tables.runs import named_settings
 from utils.tables.statistics import cohen_dz, differences, holm, rank_biserial, signed_ranks

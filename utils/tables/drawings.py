@@ -9,8 +9,8 @@ import pandas as pd
 from model.errors import UserError
 from utils.run.folder import is_ceiling
 from utils.run.metrics import SCORES
-from utils.run.selection import LAST
-from utils.tables.cells import marks_of, notes, of_rule, rule_words, score_cell
+from utils.run.selection import LAST, rule_words
+from utils.tables.cells import marks_of, notes, of_rule, score_cell
 from utils.tables.markup import Cell, Table
 from utils.tables.statistics import rank_methods
 

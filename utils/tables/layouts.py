@@ -14,9 +14,9 @@ import pandas as pd
 from model.errors import UserError
 from utils.run.folder import RunFolder, is_ceiling
 from utils.run.metrics import SCORES
-from utils.run.selection import LAST, ORACLE
-from utils.tables.cells import (CONSTANT, NOT_HONEST, UNITS, add_constant, by_seed, constant_cell, marks_of, notes,
-                                of_rule, rule_words, score_cell, score_table, seeds_cell, seeds_over_pairs, target_notes)
+from utils.run.selection import LAST, NOT_HONEST, ORACLE, rule_words
+from utils.tables.cells import (CONSTANT, UNITS, add_constant, by_seed, constant_cell, marks_of, notes, of_rule,
+                                score_cell, score_table, seeds_cell, seeds_over_pairs, target_notes)
 from utils.tables.cost import cost
 from utils.tables.differences import ablation, switches
 from utils.tables.drawings import drawings

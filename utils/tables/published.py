@@ -13,8 +13,8 @@ from model.errors import UserError
 from model.plain import read_yaml
 from utils.run.folder import ROOT, RunFolder
 from utils.run.records import BEGUN
-from utils.run.selection import ORACLE
-from utils.tables.cells import NOT_HONEST, score_cell, seeds_cell
+from utils.run.selection import NOT_HONEST, ORACLE
+from utils.tables.cells import score_cell, seeds_cell
 from utils.tables.markup import Cell, Table
 
 log = logging.getLogger(__name__)

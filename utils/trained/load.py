@@ -20,7 +20,7 @@ from utils.run import checkpoint
 from utils.run.build import Data, build_method, choose_device, load_data
 from utils.run.config import TrainConfig, changed, read_config
 from utils.run.folder import RunFolder
-from utils.run.selection import LAST
+from utils.run.selection import LAST, NOT_HONEST, ORACLE
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,11 @@ def load_run(run: RunFolder, rule: str = LAST.name, gpu: int | None = None, data
     if not selected:
         raise CheckpointError(f"{run.path} has not finished its first epoch: there is nothing to apply yet.")
     if rule not in selected:
-        raise CheckpointError(f"{run.path} holds no weights of the rule '{rule}'; it has {', '.join(selected)}.")
+        kept = " Those are kept by runs that train with --oracle." if rule == ORACLE.name else ""
+        raise CheckpointError(f"{run.path} holds no weights of the rule '{rule}'; it has {', '.join(selected)}.{kept}")
+    if rule == ORACLE.name:
+        log.warning("%s: %s. No score of these weights on this target says how a scene without labels would fare.",
+                    run.path, NOT_HONEST)
     if run.read_run().get("status") != "done":
         log.warning("%s has not finished: these are the weights of epoch %d of %d.", run.path, selected[rule]["epoch"],
                     original.max_epoch)

@@ -26,7 +26,7 @@ from utils.run.environment import environment
 from utils.run.folder import RunFolder, run_name
 from utils.run.records import damaged, read_text
 from utils.run.scoring import clean_patches, evaluate_source, score_run
-from utils.run.selection import LAST, source_scores
+from utils.run.selection import LAST, ORACLE, source_scores
 from utils.text import write_text
 from utils.trained.load import Trained, load_run
 
@@ -88,7 +88,9 @@ def transfer(run: RunFolder, target_name: str | None = None, severity: float | N
     if derived is None:
         return None
     _check_training(run, derived.trained)
-    return derived.write(TRANSFER, derived.trained.saved["state"]["selected"], {
+    selected = {rule: choice for rule, choice in derived.trained.saved["state"]["selected"].items()
+                if rule != ORACLE.name}                       # which looked at the other target
+    return derived.write(TRANSFER, selected, {
         records.name: read_text(records) for records in (run.epochs, run.diagnostics) if records.exists()})
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.run.selection import LAST, ORACLE, RULES, SHIFTED_SOURCE, SOURCE_VAL, select
+from utils.run.selection import EVERY_RULE, LAST, ORACLE, RULES, SHIFTED_SOURCE, SOURCE_VAL, select
 
 
 def record(epoch, oa):
@@ -17,9 +17,10 @@ def test_rules_choose_their_epoch():
     assert SOURCE_VAL.select(RECORDS) == 3          # the later of two equals
     assert SHIFTED_SOURCE.select(RECORDS) == 2
     assert ORACLE.select(RECORDS) == 1
+    assert ORACLE.select([record(3, 0.4), *RECORDS, record(5, 0.4)]) == 1        # the first of equals
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EVERY_RULE)
 def test_keeping_the_best_so_far_agrees_with_choosing_at_the_end(rule):
     best = None
     for entry in RECORDS:
@@ -45,4 +46,13 @@ def test_every_rule_keeps_the_weights_and_source_scores_of_the_epoch_that_it_cho
         of_epoch = RECORDS[epoch - 1]
         assert selected.pop(name) == {"epoch": epoch, "source_val": of_epoch["source_val"],
                                       "shifted_source": of_epoch["shifted_source"], "discriminator": {"w": epoch}}
-    assert selected == {}                                                              # nothing that reads the target
+    of_epoch = RECORDS[0]
+    assert selected.pop("oracle") == {**of_epoch, "discriminator": {"w": 1}}            # the one that reads the target
+    assert selected == {}
+
+
+def test_a_rule_that_missed_epochs_selects_nothing():
+    """A run that a program without these weights began, or that recorded no target scores then."""
+    begun = select(RECORDS[0] | {"target": None}, {}, {})
+    del begun["oracle"]
+    assert set(select(RECORDS[1], {}, begun)) == {rule.name for rule in RULES}
