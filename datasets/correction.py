@@ -123,11 +123,12 @@ class Correction:
 
     def plain(self, x: Tensor) -> Tensor:
         """Unit spectra [N, B, P, P] seen against the scene's own reference."""
-        return self._against(x, self.mean[None])
+        return against(x, self.kind, self.mean[None], self.deviation)
 
     def training(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """The same while training, every patch against a reference of its own.  `rng` is a generator on x's device."""
-        return self.plain(x) if self.mixture is None else self._against(x, self.draw(len(x), rng))
+        return self.plain(x) if self.mixture is None else \
+            against(x, self.kind, self.draw(len(x), rng), self.deviation)
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
         """n mixed references: [n, B]."""
@@ -135,15 +136,19 @@ class Correction:
         drawn = self.mixture.draw(n, self.reference.mean, np.random.default_rng(seed))
         return torch.from_numpy(drawn).to(self.mean.device)
 
-    def _against(self, x: Tensor, reference: Tensor) -> Tensor:
-        """x [N, B, P, P] against references [N or 1, B]."""
-        there, r = x.any(1, keepdim=True), reference[:, :, None, None]
-        if self.kind == RATIO:
-            seen = x / torch.maximum(r, DARKEST * r.square().mean(1, keepdim=True).sqrt())
-            seen = seen / seen.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        else:
-            seen = x - r
-            if self.kind in POWER:
-                s = self.deviation.clamp_min(DARKEST * self.deviation.mean())
-                seen = seen * ((self.deviation.mean() / s) ** POWER[self.kind])[None, :, None, None]
-        return seen * there
+
+def against(x: Tensor, kind: str, reference: Tensor, deviation: Tensor) -> Tensor:
+    """Unit spectra x [N, B, P, P] seen against references [N or 1, B]; a pixel without data stays zero.
+
+    kind: of the correction; deviation [B]: the scene's, which the kinds of POWER use.
+    """
+    there, r = x.any(1, keepdim=True), reference[:, :, None, None]
+    if kind == RATIO:
+        seen = x / torch.maximum(r, DARKEST * r.square().mean(1, keepdim=True).sqrt())
+        seen = seen / seen.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    else:
+        seen = x - r
+        if kind in POWER:
+            s = torch.maximum(deviation, DARKEST * deviation.mean())
+            seen = seen * ((deviation.mean() / s) ** POWER[kind])[None, :, None, None]
+    return seen * there

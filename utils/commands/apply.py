@@ -1,4 +1,4 @@
-"""Commands that apply trained weights to a scene: evaluate, predict, export."""
+"""Commands that apply trained weights to a scene: evaluate, predict."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from datasets.harmonize import check_fit, check_patch, preprocess, unit_spectra
 from datasets.patches import PatchSampler, place
 from datasets.scene import Scene
 from datasets.writers import write_map
-from model.discriminator import Discriminator
 from model.errors import CheckpointError, ConfigError
 from utils import text
 from utils.figures import scenes, sheet
-from utils.released import leavings, weights
 from utils.run.build import read_scene, scene_sampler, spread_sampler, warn_of_statistics
 from utils.run.config import command_parser, parse_command
 from utils.run.flags import Parser
@@ -218,39 +216,3 @@ def _map(members: list[Member], scene: Scene, weights: np.ndarray | None) -> np.
     for member in members[1:]:
         total += answer(scene_probabilities, member)
     return as_map(_weighed(total, weights).argmax(2), total.shape[2])
-
-
-def export_parser() -> Parser:
-    parser = Parser("export", export.__doc__)
-    parser.add_argument("--run", required=True, help="run folder")
-    parser.add_argument("--rule", choices=[rule.name for rule in EVERY_RULE], default=LAST.name,
-                        help="selection rule; the released code's is oracle")
-    parser.add_argument("--out", type=Optional[Path], default=None,
-                        help="file to write; default: best.pth in the run folder. settings.txt and train_log.txt go "
-                             "beside it")
-    return parser
-
-
-def export(words: list[str]) -> None:
-    """Write what the released code leaves behind: best.pth, {'Discriminator': state_dict} under its names, settings.txt,
-    and train_log.txt where the target was scored."""
-    choice = export_parser().parse_args(words)
-    run = open_run(choice.run)
-    path = choice.out or run.path / "best.pth"
-    trained = load_run(run, choice.rule, gpu=-1)
-    if type(trained.method.discriminator) is not Discriminator:
-        raise ConfigError(f"{run.path}: method '{trained.config.method}' classifies with something else than the "
-                          "released code's discriminator; there is nothing to export.")
-    if trained.config.scene_correction != NONE:
-        log.warning("These weights see spectra after --scene_correction %s, which the released code does not do.",
-                    trained.config.scene_correction)
-    texts = {"settings.txt": leavings.settings_text(trained.config)}
-    if run.evaluation.exists() and "target" in (entry := run.evaluation_of(choice.rule)):
-        texts["train_log.txt"] = leavings.train_log_text(entry, run.read_run().get("status") == "done")
-    try:
-        weights.export(path, trained.method.discriminator.state_dict())
-        for name, content in texts.items():
-            text.write_text(path.with_name(name), content)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
-    print("\n".join(map(str, (path, *map(path.with_name, texts)))))
