@@ -39,6 +39,8 @@ COMMANDS = {command.name: command for command in (
             "score a run's weights on a labelled scene"),
     Command("predict", "utils.commands.apply", "--run RUN --scene SCENE",
             "map a whole scene: a GeoTIFF and a picture"),
+    Command("trust", "utils.commands.trust", "--run RUN [--scene SCENE]",
+            "how far a scene is from what a run knows, and what its probabilities are worth"),
     Command("export", "utils.commands.export", "--run RUN [--format FORMAT]",
             "write a run's classifier for other programs: ONNX, PyTorch, the released code"),
     Command("figures", "utils.commands.results", "RUN ...",
