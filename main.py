@@ -36,7 +36,7 @@ from utils.run.summary import run_table
 from utils.run.scoring import clean_patches, evaluate_source, evaluate_target, out_of_patience, score_run
 from utils.run.selection import select
 from utils.run.tensorboard import Curves
-from utils.run.training import Progress, Training, restore, save, watched
+from utils.run.training import Progress, Training, restore, save, watched, with_epochs
 from utils.run.validators import validate
 from utils.text import UNSEEN
 
@@ -54,6 +54,7 @@ def train(argv: list[str]) -> RunFolder:
     with open_run(config.resume) if config.resume else nullcontext() as resumed:
         streams = Streams(config.seed, device)
         data = load_data(config, device, streams.split)
+        config = config if resumed else with_epochs(config, data)
         method = build_method(config, data.task, streams, device, data.adaptation)
         files = {} if resumed else method.begin_run()
         with resumed or RunFolder.create(config, run_name(config)) as run:

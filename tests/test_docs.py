@@ -12,6 +12,7 @@ from datasets.readers import read_description
 from model.errors import ConfigError
 from utils.bench.bench import BenchConfig
 from utils.commands import registry
+from utils.commands import trust
 from utils.commands.apply import Choice
 from utils.run.config import TrainConfig
 from utils.run.flags import tidy
@@ -20,7 +21,8 @@ from utils.sweep.sweep import SweepConfig
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "figure" / "README.md"]
 TABLES = sorted(path for path in (ROOT / "figure").glob("*/*.md"))
-SPELLINGS = {"train": TrainConfig, "sweep": SweepConfig, "bench": BenchConfig, "evaluate": Choice, "predict": Choice}
+SPELLINGS = {"train": TrainConfig, "sweep": SweepConfig, "bench": BenchConfig, "evaluate": Choice, "predict": Choice,
+             "trust": trust.Choice}
 CALL = "python main.py"
 
 

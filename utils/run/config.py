@@ -13,12 +13,12 @@ from typing import Any, Literal, Optional
 
 import yaml
 
-from model.errors import CheckpointError, ConfigError, RunFolderError
+from model.errors import CheckpointError, ConfigError, RunFolderError, shortened
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
 from model.plain import check_form, check_words, is_file, read_settings
 from model.settings import Settings, Switches, kept_below, resolve_switches
-from utils.run.flags import Parser, TrainHelp, split_files, tidy, without_ignored
+from utils.run.flags import LONGEST_MESSAGE, Parser, TrainHelp, split_files, split_presets, tidy, without_ignored
 from utils.run.records import REMEDY, misfit, shape_of
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
 FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
 SEALED, COUNTED, RELEASED = "sealed", "counted", "released"    # protocols
-PROTOCOLS = Path(__file__).resolve().parents[2] / "configs" / "protocol"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PROTOCOLS, PRESETS = CONFIGS / "protocol", CONFIGS / "preset"
 BEFORE = {                              # method -> what its runs did before these could be set
     "daan": {"daan_global": 0.5, "daan_local": 0.5, "daan_shares": "detached"},
     "sagnet": {"sagnet_adversary": "early"},
@@ -36,7 +37,7 @@ GROUPS = {                              # of `train --help`; every setting is in
     "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
                         "split", "protocol", "ceiling", "flip_augmentation", "radiation_augmentation",
                         "mixture_augmentation"),
-    "size": ("patch_size", "batch_size", "max_epoch", "eval_interval", "patience", "pro_dim", "GIN_ch",
+    "size": ("patch_size", "batch_size", "max_epoch", "steps", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
     "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights", "daan_global",
                "daan_local", "daan_shares", "sagnet_adversary", "pden_lr_factor"),
@@ -74,6 +75,8 @@ class TrainConfig(Settings):
         patch_size: side of the square patches, odd.
         batch_size: patches per step.
         max_epoch: epochs to train (methods that learn in a single pass: always 1).
+        steps: train as many epochs as have at least so many steps, whatever the size of the source, in place of
+            max_epoch; null = max_epoch.
         eval_interval: epochs between two evaluations, records and checkpoints; the last epoch always has them.
         patience: stop when the shifted-source score has not risen for so many epochs; null = train max_epoch epochs.
         training_sample_ratio: share of the labelled source pixels that train; the others are held out. With 1 all of
@@ -114,6 +117,7 @@ class TrainConfig(Settings):
     patch_size: int = 13
     batch_size: int = 256
     max_epoch: int = 400
+    steps: Optional[int] = None
     eval_interval: int = 1
     patience: Optional[int] = None
     training_sample_ratio: float = 0.8
@@ -159,6 +163,9 @@ def train_parser() -> Parser:
     parser = Parser("train", TrainConfig.__doc__.splitlines()[0], print_config=None, formatter_class=TrainHelp,
                     usage="main.py [train] [--config FILE ...] [--SETTING VALUE ...]")
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times")
+    parser.add_argument("--preset", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")),
+                        help="settings of configs/preset, below those of --config and of flags; map: for maps of your "
+                             "own scenes")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
     names = {entry.name for entry in fields(TrainConfig)}
     for title, members in GROUPS.items():
@@ -177,7 +184,9 @@ def parse_train(argv: list[str]) -> TrainConfig:
     argv, ignored = without_ignored(argv)
     if ignored:
         log.warning("%s: no effect, here as in the released code.", ", ".join(dict.fromkeys(ignored)))
+    presets, argv = split_presets(argv)
     files, flags = split_files(tidy(argv, TrainConfig))
+    files = [*map(_preset, presets), *files]
     shown = "--print_config" in flags
     below, above = _layered(files), _given([word for word in flags if word != "--print_config"])
     resume = above.get("resume") or below.get("resume")
@@ -186,6 +195,14 @@ def parse_train(argv: list[str]) -> TrainConfig:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _preset(name: str) -> str:
+    """The file of a preset.  Raises ConfigError for a name that is none."""
+    if (path := PRESETS / f"{name}.yaml") not in PRESETS.glob("*.yaml"):
+        raise ConfigError(f"preset must be {' or '.join(sorted(path.stem for path in PRESETS.glob('*.yaml')))}, not "
+                          f"{shortened(name, LONGEST_MESSAGE)}.")
+    return str(path)
 
 
 def read_config(*paths: str | Path, **changes: Any) -> TrainConfig:
@@ -328,6 +345,8 @@ def check(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
         if getattr(config, name) > LARGEST_COUNT:
             raise ConfigError(f"{name} must be at most {LARGEST_COUNT:,}, not {getattr(config, name):,}.")
+    if config.steps is not None and not 1 <= config.steps <= LARGEST_COUNT ** 2:
+        raise ConfigError(f"steps must be at least 1 (or null: max_epoch epochs), not {config.steps}.")
     if config.patience is not None and config.patience < 1:
         raise ConfigError(f"patience must be at least 1 (or null: no early stopping), not {config.patience}.")
     if config.patience is not None and config.training_sample_ratio == 1:

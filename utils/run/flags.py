@@ -125,6 +125,18 @@ def split_files(argv: list[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
+def split_presets(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The names of --preset, in order, and the other words."""
+    names, others, rest = [], [], list(argv)
+    while rest:
+        flag, equals, value = (word := rest.pop(0)).partition("=")
+        if flag == "--preset" and (equals or rest):
+            names.append(value if equals else rest.pop(0))
+        else:
+            others.append(word)
+    return names, others
+
+
 def without_ignored(argv: list[str]) -> tuple[list[str], list[str]]:
     """The words without the flags of IGNORED and their values, and the flags that were left out."""
     kept, left_out, rest = [], [], list(argv)

@@ -12,12 +12,12 @@ import torch
 
 from model.errors import CheckpointError, RunFolderError, SystemRefusedError, UserError
 from model.files import signals_later
-from model.methods import Method
+from model.methods import Method, method_class
 from model.seeding import Streams
 from utils.process import refusals_told
 from utils.run import checkpoint
 from utils.run.build import Data, backend_of
-from utils.run.config import TrainConfig
+from utils.run.config import TrainConfig, changed
 from utils.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,15 @@ class Training:
     streams: Streams
     run: RunFolder
     progress: Progress = Progress()
+
+
+def with_epochs(config: TrainConfig, data: Data) -> TrainConfig:
+    """The settings with the epochs that have at least `steps` steps; as they are where max_epoch says how many."""
+    if config.steps is None or method_class(config.method).fits_in_one_epoch:
+        return config
+    epochs = -(-config.steps // data.train.epoch_length(config.batch_size))
+    log.info("%d epochs have at least %d steps.", epochs, config.steps)
+    return changed(config, max_epoch=epochs)
 
 
 def save(training: Training) -> None:
