@@ -1,5 +1,5 @@
 # make demo: environment, then the main job on the embedded simulated pair.  make test: environment, then all tests.
-# make quick: the tests for every edit.
+# make quick: the tests for every edit.  make paper: the whole paper (docs/runs.md, "The whole paper").
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -7,7 +7,9 @@ DEMO   := runs/demo
 # For two cores: three processes of one thread each, since some tests wait for others; those of one group run in one.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 3 --dist loadgroup
 
-.PHONY: demo test quick clean
+PAPER  := runs/paper
+
+.PHONY: demo test quick paper clean
 
 demo: $(VENV)/ready
 	$(RUN) main.py sweep configs/sweep/demo.yaml --save_path $(DEMO) --jobs 2
@@ -46,6 +48,11 @@ $(VENV)/ready: requirements.txt
 $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt
 	$(RUN) -m pip install --quiet -r tests/requirements.txt
 	touch $@
+
+# DATA: folder of the scenes.  LAYER: settings over the sweeps', such as configs/cpu.yaml.  SEEDS: "0 1 2".  PAIRS: files.
+paper: $(VENV)/ready
+	$(RUN) main.py paper --out $(PAPER) $(if $(DATA),--data_path $(DATA)) $(if $(LAYER),--config $(LAYER)) \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PAIRS),--pairs $(PAIRS))
 
 clean:
 	rm -rf $(VENV) runs

@@ -38,8 +38,10 @@ def labelled_pixels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.random.Generator,
-                complete: bool = True) -> Split:
+                complete: bool = True, per_class: int = 0) -> Split:
     """Split a scene's labelled pixels; `ratio` of them train, at 1 all of them by any rule.
+
+    per_class: above 0, so many pixels of each class train, drawn at random, in place of rule and ratio.
 
     rule 'random': stratified by class; neighbouring patches overlap across the split.
     rule 'released': the same by the released code's state, whatever `rng` holds.
@@ -53,6 +55,8 @@ def split_scene(scene: Scene, ratio: float, rule: str, patch_size: int, rng: np.
         absent = ", ".join(np.array(scene.class_names)[counts == 0])
         raise ConfigError(f"{scene.name} has no labelled pixel of {absent}; nothing can be learnt of it. Remove the "
                           "class from the scene file (and renumber the label map), or label some pixels.")
+    if per_class:
+        return _split_counted(scene, per_class, rng)
     if ratio == 1:
         positions, labels = labelled_pixels(scene.labels)
         return Split(positions, labels, positions[:0], labels[:0])
@@ -99,6 +103,18 @@ def _split_stratified(scene: Scene, ratio: float, state: int) -> Split:
                           "Label more, or choose a ratio nearer to 0.5.")
     train, val = np.sort(train), np.sort(val)
     return Split(positions[train], labels[train], positions[val], labels[val])
+
+
+def _split_counted(scene: Scene, per_class: int, rng: np.random.Generator) -> Split:
+    """So many pixels of each class train, the others are held out."""
+    positions, labels = labelled_pixels(scene.labels)
+    counts = scene.class_counts()
+    if few := [f"{name} ({count})" for name, count in zip(scene.class_names, counts) if 0 < count <= per_class]:
+        raise ConfigError(f"{scene.name} has too few labelled pixels for {per_class} training pixels of each class and one "
+                          f"held out: {', '.join(few)}. Choose a smaller --samples_per_class.")
+    chosen = [rng.permutation(np.flatnonzero(labels == k))[:per_class] for k in np.flatnonzero(counts)]
+    train = np.isin(np.arange(len(labels)), np.concatenate(chosen))
+    return Split(positions[train], labels[train], positions[~train], labels[~train])
 
 
 def _split_blocks(scene: Scene, ratio: float, patch_size: int, rng: np.random.Generator,

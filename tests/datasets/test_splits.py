@@ -193,3 +193,18 @@ def test_a_class_in_one_clump_cannot_be_split_into_blocks(source):
         labels[20:24, 20 + 4 * k:24 + 4 * k] = k
     with pytest.raises(ConfigError, match="one clump"):
         split(replace(source, labels=labels), "blocks", patch_size=13)
+
+
+def test_a_number_of_pixels_of_each_class_trains(scenes):
+    scene, others = scenes[0], scenes[0].class_counts() - 5
+    split, again, other = (split_scene(scene, 0.8, "random", 5, np.random.default_rng(seed), per_class=5)
+                           for seed in (0, 0, 1))
+    assert (np.bincount(split.train_labels) == 5).all() and (np.bincount(split.val_labels) == others).all()
+    together = np.concatenate([split.train, split.val])
+    assert len(np.unique(together, axis=0)) == len(together) == (scene.labels > 0).sum()
+    assert (scene.labels[tuple(split.train.T)] == split.train_labels + 1).all()
+    np.testing.assert_array_equal(split.train, again.train)
+    assert not np.array_equal(split.train, other.train)
+    fewest = int(scene.class_counts().min())
+    with pytest.raises(ConfigError, match=f"too few labelled pixels for {fewest} .*--samples_per_class"):
+        split_scene(scene, 0.8, "random", 5, np.random.default_rng(0), per_class=fewest)

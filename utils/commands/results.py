@@ -31,7 +31,8 @@ def figures_parser() -> Parser:
     parser.add_argument("--data_path", type=Optional[str], default=None, help="folder of the scenes' files, if moved")
     parser.add_argument("--layout", choices=list(LAYOUTS), default=None,
                         help="maps of all methods side by side; their features in the plane; scores over the severity "
-                             "of the simulated gap; every seed's score; null = every run's own figures, in its folder")
+                             "of the simulated gap; every seed's score; scores over one setting at a time; source, "
+                             "target and the domains that a method makes, in the plane; null = every run's own figures, in its folder")
     parser.add_argument("--rule", choices=[rule.name for rule in EVERY_RULE], default=LAST.name,
                         help="selection rule whose weights and scores are shown; a run's own figures under another one "
                              "than last go into a folder of its name")

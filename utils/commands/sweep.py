@@ -11,7 +11,7 @@ from utils.sweep.sweep import SweepConfig, run_sweep
 
 def sweep_parser() -> Parser:
     parser = Parser("sweep", sweep.__doc__)
-    parser.add_argument("file", type=Path, help="sweep file (configs/sweep)")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="sweep file (configs/sweep), or several")
     parser.add_argument("--config", action="append", default=[], metavar="FILE",
                         help="settings over the sweep file's own config and settings, such as configs/cpu.yaml; may be "
                              "given several times; what a pair or a variant sets stays: it is what the sweep compares")
@@ -25,4 +25,4 @@ def sweep(words: list[str]) -> int:
     """Run every combination of a sweep file's pairs, variants and seeds; done runs are skipped, broken ones resumed."""
     parser = sweep_parser()
     choice = parser.instantiate(parser.parse_args(tidy(words, SweepConfig))).as_dict()
-    return run_sweep(choice.pop("file"), SweepConfig(**choice))
+    return run_sweep(choice.pop("files"), SweepConfig(**choice))

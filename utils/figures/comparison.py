@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +22,10 @@ _WIDTH, _PANEL = 8.5, 2.7                   # inches: page, height of a panel
 _ROW, _NAME = 0.26, 2.4                     # inches, height of a method's row in the strip plot and width of its name
 _BAND = 0.15                                # opacity
 _SPREAD = 0.28                              # of a row, over which a method's seeds are laid
+DECADES = 15                                # times the smallest value, from which an axis is logarithmic
 _LINES = ("-", "--", ":")                   # one colour serves several methods where there are more than colours
 SHOWN = ("kappa", "aa")
+DOMAIN_WORDS = {"source": "source, held out", "target": "target"}
 _ROW = 0.2                # inches between names
 _HEAD = 0.55              # inches above the axis: the critical difference's own bar
 _LINE = 4.5               # inches of the axis
@@ -52,30 +55,42 @@ def plot_map_gallery(cube: np.ndarray, rgb_bands: Sequence[int], labels: np.ndar
 
 def plot_features(shown: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], class_names: Sequence[str],
                   title: str) -> Figure:
-    """A panel per method: features in the plane, coloured by class, source as points, target as crosses.
+    """A panel per caption: samples in the plane, coloured by class; source points, target crosses, made domains open
+    marks.
 
-    shown: caption -> places [N, 2], classes [N] 0..K-1, and whether a sample is the target's [N].
+    shown: caption -> places [N, 2], classes [N] 0..K-1, the domain of each sample [N]: 'source', 'target', or another.
     """
     colours, columns = class_colours(len(class_names)), min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = page(_WIDTH, _PANEL * rows + 0.9, title, "constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, (points, classes, is_target)) in zip(panels, shown.items()):
+    marks = _domain_marks(shown)
+    for axes, (name, (points, classes, domains)) in zip(panels, shown.items()):
         for k, colour in enumerate(colours):
-            for domain, style in ((False, {"marker": ".", "s": 9, "alpha": 0.6, "linewidths": 0}),
-                                  (True, {"marker": "x", "s": 9, "linewidths": 0.7})):
-                chosen = (classes == k) & (is_target == domain)
-                axes.scatter(*points[chosen].T, color=[colour], rasterized=True, **style)
+            for domain, (marker, style) in marks.items():
+                chosen = (classes == k) & (domains == domain)
+                colours_of = {"facecolors": "none", "edgecolors": [colour]} if "open" in style else {"color": [colour]}
+                axes.scatter(*points[chosen].T, marker=marker, rasterized=True, **colours_of,
+                             **{key: value for key, value in style.items() if key != "open"})
         axes.set_title(fold(name, _WIDTH / columns - 0.2, LABEL), fontsize=LABEL)
         axes.set_xticks([])
         axes.set_yticks([])
     for axes in panels[len(shown):]:
         axes.set_axis_off()
-    domains = [Line2D([], [], color="0.3", linestyle="", marker=marker, markersize=5, label=label)
-               for label, marker in (("source, held out", "."), ("target", "x"))]
+    domains = [Line2D([], [], color="0.3", linestyle="", marker=marker, markersize=5, label=DOMAIN_WORDS.get(name, name),
+                      markerfacecolor="none" if "open" in style else "0.3") for name, (marker, style) in marks.items()]
     classes_shown = [Patch(facecolor=colour, label=name) for name, colour in zip(class_names, colours)]
     _legend_below(figure, [*classes_shown, *domains])
     return figure
+
+
+def _domain_marks(shown: Mapping[str, tuple]) -> dict[str, tuple[str, dict]]:
+    """Domain -> its marker and how it is drawn."""
+    marks = {"source": (".", {"s": 9, "alpha": 0.6, "linewidths": 0})}
+    others = dict.fromkeys(name for _, _, domains in shown.values() for name in domains if name not in DOMAIN_WORDS)
+    for name, marker in zip(others, itertools.cycle("os^Dv")):
+        marks[name] = (marker, {"s": 9, "linewidths": 0.5, "open": True})
+    return marks | {"target": ("x", {"s": 9, "linewidths": 0.7})}
 
 
 def plot_severity(scores: pd.DataFrame, title: str) -> Figure:
@@ -99,6 +114,43 @@ def plot_severity(scores: pd.DataFrame, title: str) -> Figure:
               counts.loc[name, "min"] != counts.loc[name, "max"] else ")") for name in styles}
     _legend_below(figure, [Line2D([], [], linewidth=1.3, label=labels[name], **style)
                            for name, style in styles.items()])
+    return figure
+
+
+def plot_sensitivity(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """A panel per setting: the target's κ (percent) over its values, mean line and mean ± standard deviation over seeds
+    as a band.
+
+    curves: setting -> columns title (of a line), value (a number or a text), seed, kappa (fraction).  Numbers that span
+    a factor of DECADES or more stand on a logarithmic axis, texts side by side.
+    """
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = page(_WIDTH, 2.3 * rows + 0.9, title, "constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    styles = method_styles(list(dict.fromkeys(name for runs in curves.values() for name in runs["title"])))
+    for axes, (setting, runs) in zip(panels, curves.items()):
+        values = sorted(runs["value"].unique())
+        numbers = not isinstance(values[0], str)
+        for name, of_title in runs.groupby("title", sort=False):
+            found = 100 * of_title.groupby("value")["kappa"].agg(["mean", "std"]).fillna(0)
+            places = found.index if numbers else [values.index(value) for value in found.index]
+            axes.fill_between(places, found["mean"] - found["std"], found["mean"] + found["std"], alpha=_BAND, linewidth=0,
+                              color=styles[name]["color"])
+            axes.plot(places, found["mean"], marker="o", markersize=3, linewidth=1.3, **styles[name])
+        if numbers and values[0] > 0 and values[-1] >= DECADES * values[0]:
+            axes.set_xscale("log")
+        places = values if numbers else range(len(values))
+        axes.set_xticks(places, [f"{value:g}" if numbers else value for value in values], rotation=0 if numbers else 20)
+        axes.minorticks_off()
+        axes.set_title(setting, fontsize=LABEL)
+        axes.tick_params(labelsize=SMALL)
+        axes.grid(color="0.9", linewidth=0.6)
+    for axes in panels[len(curves):]:
+        axes.set_axis_off()
+    for axes in panels[::columns]:
+        axes.set_ylabel("target κ (%)", fontsize=LABEL)
+    _legend_below(figure, [Line2D([], [], linewidth=1.3, label=name, **style) for name, style in styles.items()])
     return figure
 
 

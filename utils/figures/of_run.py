@@ -98,7 +98,7 @@ def _spectra(trained: Trained, title: str):
     labels = []
     for x, y in data.train.in_order(BATCH, SPECTRA_PATCHES):
         labels.append(y.cpu().numpy())
-        for name, patches in ({"source": x} | _generated(trained.method, x)).items():
+        for name, patches in ({"source": x} | generated(trained.method, x)).items():
             centres.setdefault(name, []).append(_centre(patches))
     truth = np.concatenate(labels) + 1
     spectra = {name: curves.class_spectra(np.concatenate(values), truth, len(names))
@@ -118,14 +118,14 @@ def _patches(trained: Trained, title: str):
     first = [np.flatnonzero(labels == k) for k in np.unique(labels)]
     index = [first[i % len(first)][(i // len(first)) % len(first[i % len(first)])] for i in range(SHEET_ROWS)]
     x = train.patches(torch.tensor(index, device=train.labels.device))
-    columns = {"source": x} | _generated(trained.method, x)
+    columns = {"source": x} | generated(trained.method, x)
     order = sorted(columns, key=lambda name: (name != "source", name.split()[-1] if "mixed" not in name else
                                               name.split()[0], "mixed" in name))
     return scenes.plot_patches({name: columns[name].cpu().numpy() for name in order}, trained.data.source.rgb_bands,
                                 [names[labels[i]] for i in index], f"Source patches and their versions: {title}")
 
 
-def _generated(method: Method, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def generated(method: Method, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """The method's versions of patches, its networks in training mode as they were when they made them, their
     running statistics left as they are."""
     with buffers_kept(method):

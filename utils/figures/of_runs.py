@@ -19,11 +19,14 @@ from tqdm import tqdm
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.errors import UserError
-from utils.figures.comparison import plot_features, plot_map_gallery, plot_seeds, plot_severity
+from utils.figures.of_run import generated
+from utils.figures.comparison import (plot_features, plot_map_gallery, plot_seeds, plot_sensitivity,
+                                      plot_severity)
 from utils.run.folder import open_run
 from utils.run.predict import BATCH, map_scene
 from utils.run.selection import LAST, rule_words
 from utils.tables.cells import of_rule
+from utils.tables.layouts import alike
 from utils.tables.collect import collect
 from utils.tables.runs import named
 from utils.trained.load import Trained, load_run
@@ -51,6 +54,19 @@ def _seeds(runs: pd.DataFrame, *_) -> dict[str, Figure]:
 
 def _severity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
     return severity_figures(runs, runs["rule"].iloc[0])
+
+
+def _sensitivity(runs: pd.DataFrame, *_) -> dict[str, Figure]:
+    """Per pair, κ over every setting in which otherwise equal runs differ."""
+    curves: dict[str, dict[str, pd.DataFrame]] = {}
+    for name, group in alike(runs):
+        for pair, of_pair in group.groupby("pair", sort=False):
+            curves.setdefault(pair, {})[name] = of_pair
+    if not curves:
+        raise UserError("No two of these runs differ in one setting alone that is a number or a list.")
+    return {f"sensitivity_{file_name(pair)}": plot_sensitivity(
+        of_pair, f"{pair}: κ over one setting at a time, {_rule(runs)}; line: mean over seeds, band: ± std")
+        for pair, of_pair in curves.items()}
 
 
 def _rule(runs: pd.DataFrame) -> str:
@@ -114,10 +130,8 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
             if not features.std():
                 log.warning("%s gives every patch the same features; it is not shown.", row["name"])
                 continue
-            places = TSNE(init="pca", random_state=0, perplexity=min(PERPLEXITY, (len(features) - 1) / 3)
-                          ).fit_transform(features / features.std())
-            shown[row["name"]] = (places, np.concatenate([y for _, y in samples]),
-                                  np.repeat([False, True], [len(y) for _, y in samples]))
+            shown[row["name"]] = (_plane(features), np.concatenate([y for _, y in samples]),
+                                  np.repeat(["source", "target"], [len(y) for _, y in samples]))
         if shown:
             figures[f"features_{file_name(pair)}"] = plot_features(
                 shown, trained.class_names,
@@ -125,6 +139,42 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
     if not figures:
         raise UserError("None of these methods has features to show.")
     return figures
+
+
+def _domains(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict[str, Figure]:
+    """Per pair and method that makes domains of its own, source, target and these domains in the plane: as patches, and
+    as the classifier's features of them (t-SNE)."""
+    figures = {}
+    for pair, chosen in one_seed(runs):
+        for row, trained in _opened(chosen, gpu, data_path):
+            views = _with_domains(trained)
+            if len(views) < 3 or not hasattr(trained.method.discriminator, "features"):
+                continue
+            patches = torch.cat([x for x, _ in views.values()])
+            classes = np.concatenate([y for _, y in views.values()])
+            domains = np.repeat(list(views), [len(y) for _, y in views.values()])
+            shown = {f"{words}": (_plane(values), classes, domains) for words, values in (
+                ("before: patches", patches.flatten(1).cpu().numpy()), ("after: features", _features_of(trained, patches)))}
+            figures[f"domains_{file_name(pair)}_{file_name(row['name'])}"] = plot_features(
+                shown, trained.class_names, f"{pair}: {row['name']}, domains in the plane (t-SNE); seed {row['seed']}, "
+                                            f"{_rule(runs)}")
+    if not figures:
+        raise UserError("None of these methods makes domains of its own.")
+    return figures
+
+
+def _with_domains(trained: Trained) -> dict[str, tuple[Tensor, np.ndarray]]:
+    """Source, target and what the method makes of the source (mixtures left out): patches [N, B, P, P], classes [N]."""
+    data = trained.data
+    x, y = _samples(data.val or data.train)
+    made = {name: (patches.detach(), y) for name, patches in generated(trained.method, x).items() if "mixed" not in name}
+    return {"source": (x, y), **made, "target": _samples(data.test)}
+
+
+def _plane(values: np.ndarray) -> np.ndarray:
+    """Samples [N, D] in the plane by t-SNE: [N, 2]."""
+    return TSNE(init="pca", random_state=0, perplexity=min(PERPLEXITY, (len(values) - 1) / 3)
+                ).fit_transform(values / max(values.std(), np.finfo(np.float32).tiny))
 
 
 def one_seed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -164,4 +214,5 @@ def file_name(pair: str) -> str:
 
 
 LAYOUTS: dict[str, Callable[[pd.DataFrame, int | None, str | None], dict[str, Figure]]] = {
-    "maps": _maps, "features": _features, "severity": _severity, "seeds": _seeds}
+    "maps": _maps, "features": _features, "severity": _severity, "seeds": _seeds,
+    "sensitivity": _sensitivity, "domains": _domains}

@@ -107,7 +107,8 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     """Read both scenes, check them against each other, split the source, put both cubes on the device."""
     pair = read_pair(config)
     source, target = own_halves(*pair, config, rng) if config.ceiling else pair
-    split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng, not config.ceiling)
+    split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng, not config.ceiling,
+                        config.samples_per_class)
     labelled, adapts = bool(target and target.labels.any()), method_class(config.method).uses_target
     test = target_cube = target_before = None
     if target and (labelled or config.validators or adapts):

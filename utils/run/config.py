@@ -34,15 +34,15 @@ BEFORE = {                              # method -> what its runs did before the
     "pden": {"pden_lr_factor": 1.0}}
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
 GROUPS = {                              # of `train --help`; every setting is in one of them
-    "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio", "re_ratio",
-                        "split", "protocol", "ceiling", "flip_augmentation", "radiation_augmentation",
-                        "mixture_augmentation"),
+    "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio",
+                        "samples_per_class", "re_ratio", "split", "protocol", "ceiling", "flip_augmentation",
+                        "radiation_augmentation", "mixture_augmentation"),
     "size": ("patch_size", "batch_size", "max_epoch", "steps", "eval_interval", "patience", "pro_dim", "GIN_ch",
              "mmirn_filters"),
     "method": ("method", "recipe", "ablate", "lr", "temp", "beta", "gain_strength", "htcnn_weights", "daan_global",
                "daan_local", "daan_shares", "sagnet_adversary", "pden_lr_factor"),
-    "the run": ("seed", "gpu", "deterministic", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard", "log_interval",
-                "backend", "precision", "compile", "cuda_graph"),
+    "the run": ("seed", "gpu", "deterministic", "save_path", "run_name", "resume", "oracle", "validators", "tensorboard",
+                "log_interval", "backend", "precision", "compile", "cuda_graph"),
     "switches of the recipe (docs/fidelity.md)": tuple(entry.name for entry in fields(Switches))}
 
 
@@ -81,6 +81,8 @@ class TrainConfig(Settings):
         patience: stop when the shifted-source score has not risen for so many epochs; null = train max_epoch epochs.
         training_sample_ratio: share of the labelled source pixels that train; the others are held out. With 1 all of
             them train, there is no source validation, and the last epoch alone is scored.
+        samples_per_class: above 0, so many labelled source pixels of each class train, drawn by the seed, in place of
+            training_sample_ratio; all others are held out.
         re_ratio: how often the source's index list is repeated: always, or (protocol 'counted') where the target has
             far more labelled pixels.
         split: 'random' (stratified, by seed), 'released' (stratified, one split for all seeds, as the released code) or
@@ -121,6 +123,7 @@ class TrainConfig(Settings):
     eval_interval: int = 1
     patience: Optional[int] = None
     training_sample_ratio: float = 0.8
+    samples_per_class: int = 0
     re_ratio: int = 5
     split: Literal["random", "released", "blocks"] = "random"
     protocol: Optional[Literal["sealed", "counted", "released"]] = None
@@ -340,6 +343,10 @@ def check(config: TrainConfig) -> TrainConfig:
     if not 0 < config.training_sample_ratio <= 1:
         raise ConfigError("training_sample_ratio must be above 0 and at most 1 (all labelled pixels train), not "
                           f"{config.training_sample_ratio}.")
+    if config.samples_per_class and (config.samples_per_class < 0 or config.split != "random"
+                                     or config.training_sample_ratio == 1):
+        raise ConfigError("samples_per_class must not be negative, and replaces the rule by which the source is split: "
+                          "leave --split and a --training_sample_ratio of 1 out.")
     for name in ("batch_size", "max_epoch", "eval_interval", "re_ratio", "log_interval"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")

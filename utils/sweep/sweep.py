@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Optional
 
@@ -45,7 +46,7 @@ class SweepConfig:
             sets stays: it is what the sweep compares.
         pairs: config files of pairs in place of the sweep file's.
         seeds: seeds in place of the sweep file's.
-        save_path: folder of the runs in place of the sweep file's.
+        save_path: folder of the runs in place of the sweep file's; of several files each has one of its name in it.
         data_path: folder of the scenes' files, for every run.
         print: print the commands that are left to do, for any scheduler, and run nothing.
         jobs: runs at a time on this machine; null = its cores ÷ the threads of a run, fewer where memory would not do,
@@ -129,27 +130,44 @@ def _digests(config: TrainConfig) -> dict[str, str]:
     return found | ({weights.name: sha256(weights)} if weights and weights.is_file() else {})
 
 
-def run_sweep(path: Path, choice: SweepConfig) -> int:
-    """Run what is not done; resume what was broken off; list failures at the end.  Exit code 1 if there are any."""
+def planned_runs(paths: Sequence[Path], choice: SweepConfig) -> dict[Path, list[tuple[Run, TrainConfig]]]:
+    """The runs of each sweep file.  Several files have folders of their own, named after them, in save_path if that is
+    given."""
+    if len(paths) == 1 or choice.save_path is None:
+        return {path: sweep_runs(path, choice) for path in paths}
+    return {path: sweep_runs(path, replace(choice, save_path=str(Path(choice.save_path) / path.stem))) for path in paths}
+
+
+def run_sweep(paths: Sequence[Path], choice: SweepConfig) -> int:
+    """Run what is not done of some sweep files; resume what was broken off; list failures at the end.  Exit code 1 if
+    there are any."""
+    return run_planned(planned_runs(paths, choice), choice)
+
+
+def run_planned(planned: Mapping[Path, list[tuple[Run, TrainConfig]]], choice: SweepConfig) -> int:
+    """`run_sweep` of the runs of each sweep file."""
     _check_shares(choice)
-    runs = sweep_runs(path, choice)
+    runs = [run for of_file in planned.values() for run in of_file]
     check_made(runs)
     left = [(run, config) for run, config in runs if not run.done]
     if choice.print:
         for run, _ in left:
             print(shlex.join([sys.executable, PROGRAM, *run.arguments()]))
         return 0
-    save_path = Path(runs[0][0].folder).parent
-    _check_folder(save_path)
-    write_plan(save_path, path.stem, (config for _, config in runs))
+    for path, of_file in planned.items():
+        if of_file:
+            _check_folder(folder := Path(of_file[0][0].folder).parent)
+            write_plan(folder, path.stem, (config for _, config in of_file))
     if not left:
         return 0
     waiting, failed = [run for run, _ in left], {}
+    name = ", ".join(path.stem for path in planned)
+    folder = os.path.commonpath([str(Path(run.folder).parent) for run, _ in runs])
     here = at_a_time(choice.jobs, choice.cpus_per_run, len(runs), [config for _, config in left]) \
         if choice.ray is None else None
-    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=path.stem, dynamic_ncols=True) as bar:
+    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", desc=name, dynamic_ncols=True) as bar:
         ended = _on_this_machine(waiting, *here, bar) if here else \
-            train_on_ray(waiting, PROGRAM, str(save_path), choice.ray, choice.cpus_per_run or 1, choice.gpus_per_run)
+            train_on_ray(waiting, PROGRAM, folder, choice.ray, choice.cpus_per_run or 1, choice.gpus_per_run)
         try:
             with closing(ended):
                 for run, failure in ended:

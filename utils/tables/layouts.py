@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,13 +23,12 @@ from utils.tables.differences import ablation, switches
 from utils.tables.drawings import drawings
 from utils.tables.markup import Cell, Table
 from utils.tables.published import published_tables
-from utils.tables.runs import named, named_settings, read_each
+from utils.tables.runs import differing_settings, named, named_settings, read_each
 from utils.tables.statistics import ALPHA, FEWEST_SEEDS, Ranks, rank_methods
 from utils.text import MISSING
 
 log = logging.getLogger(__name__)
 
-SENSITIVE = ("patch_size", "pro_dim", "GIN_ch", "temp", "beta", "training_sample_ratio")
 CLASS_SCORES = {SCORES[key]: key for key in ("oa", "aa", "kappa")}      # below the classes
 MEAN = "mean over pairs"
 SHOWN = ("kappa", "aa")
@@ -159,9 +159,9 @@ def _class_row(values: dict[str, pd.Series], constant: float) -> tuple[dict[str,
 
 
 def sensitivity(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
-    """Per pair, method and setting of SENSITIVE in which otherwise equal runs differ: a row per value."""
+    """Per pair, method and number (or list) among the settings in which otherwise equal runs differ: a row per value."""
     tables = []
-    for name, group in alike(of_rule(runs, rule), SENSITIVE):
+    for name, group in alike(of_rule(runs, rule)):
         for pair, of_pair in group.groupby("pair", sort=False):
             for title, of_title in of_pair.groupby("title", sort=False):
                 of_title = of_title.sort_values(["value", "seed"], kind="stable")
@@ -171,17 +171,23 @@ def sensitivity(runs: pd.DataFrame, rule: str = LAST.name) -> list[Table]:
                 add_constant(table, of_title)
                 tables.append(table)
     if not tables:
-        raise UserError(f"No two of these runs differ in one of {', '.join(SENSITIVE)} alone.")
+        raise UserError("No two of these runs differ in one setting alone that is a number or a list.")
     return tables
 
 
-def alike(runs: pd.DataFrame, names: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """For every setting of `names`: the runs of groups that differ in it alone, with its value and the group's title in
-    columns `value` and `title`."""
-    settings = runs["setting"].map(json.loads)
-    for name in names:
-        found = runs.assign(value=[one.get(name) for one in settings], setting=[
-            json.dumps({key: value for key, value in one.items() if key != name}, sort_keys=True) for one in settings])
+def alike(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """For every setting that is a number or a list: the runs of groups that differ in it alone, with its value (a list as
+    text) and the group's title in columns `value` and `title`."""
+    texts = {text: json.loads(text) for text in runs["setting"].unique()}
+    for name in differing_settings(list(texts.values())):
+        values = {text: one.get(name) for text, one in texts.items()}
+        if not all(isinstance(value, (int, float, list)) and not isinstance(value, bool) for value in values.values()):
+            continue
+        rest = {text: json.dumps(one | {name: None}, sort_keys=True) for text, one in texts.items()}
+        shown = {text: ",".join(map(str, value)) if isinstance(value, list) else value for text, value in values.items()}
+        label = rf" {re.escape(name)}=\S+"                 # of a switch, which a run's label names
+        found = runs.assign(value=runs["setting"].map(shown), setting=runs["setting"].map(rest),
+                            method=runs["method"].str.replace(label, "", regex=True))
         found = found[found.groupby(["pair", "method", "setting"])["value"].transform("nunique") > 1]
         if len(found):
             yield name, found.assign(title=named_settings(found))

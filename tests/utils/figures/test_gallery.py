@@ -37,16 +37,16 @@ def test_maps_stand_beside_the_truth_with_one_legend():
 
 def test_features_show_every_class_of_both_domains():
     rng = np.random.default_rng(0)
-    samples = {name: (rng.normal(size=(n, 2)), np.arange(n) % 3, np.arange(n) >= n // 2)
+    samples = {name: (rng.normal(size=(n, 2)), np.arange(n) % 3, np.repeat(["source", "target"], n // 2))
                for name, n in (("erm", 60), ("s2amsnet robust", 48), ("dsan", 60), ("svm", 60))}
     figure = plot_features(samples, CLASSES, "a pair")
     assert shown(figure) == list(samples) and legible(figure)
     assert legend_texts(figure) == [*CLASSES, "source, held out", "target"]
-    for axes, (points, classes, is_target) in zip(figure.axes, samples.values()):
+    for axes, (points, classes, domains) in zip(figure.axes, samples.values()):
         parts = iter(axes.collections)                          # class by class, the source's before the target's
         for k in range(3):
-            for domain in (False, True):
-                np.testing.assert_array_equal(next(parts).get_offsets(), points[(classes == k) & (is_target == domain)])
+            for domain in ("source", "target"):
+                np.testing.assert_array_equal(next(parts).get_offsets(), points[(classes == k) & (domains == domain)])
 
 
 def test_severity_curves_are_the_means_in_percent():

@@ -1,4 +1,4 @@
-"""Presets, and runs whose length is a number of steps."""
+"""Presets, and runs whose length or sample is a number of steps or of pixels."""
 
 import pytest
 
@@ -27,3 +27,11 @@ def test_steps_make_epochs_whatever_the_size_of_the_source(pair, tmp_path):
     assert again.read_config() == config
     svm = pair.run("--method", "svm", "--steps", "7", save_path=tmp_path)
     assert svm.read_config().max_epoch == 1
+
+
+def test_a_run_trains_on_so_many_samples_of_each_class(pair, tmp_path):
+    run = pair.run("--method", "erm", "--samples_per_class", "3", save_path=tmp_path)
+    assert run.read_run()["training_pixels"] == [3] * 7 and run.read_config().samples_per_class == 3
+    for words in (["--split", "blocks"], ["--training_sample_ratio", "1"], ["--samples_per_class", "-1"]):
+        with pytest.raises(ConfigError, match="samples_per_class must not be negative, and replaces"):
+            parse_train(["--samples_per_class", "3", *words])

@@ -13,6 +13,7 @@ import main
 from conftest import SMALL
 from model.errors import ConfigError
 from model.methods import REGISTRY
+from model.settings import recipe_switches
 from utils.run.config import TrainConfig, parse_train, read_config, to_dict
 from utils.sweep.cluster import INSTALL
 from utils.sweep.file import SweepFile, layered, read_sweep
@@ -50,7 +51,7 @@ def runs_of(path: Path, choice: SweepConfig) -> list[Run]:
 def test_every_sweep_file_resolves_to_runs_of_different_names(name):
     content: SweepFile = read_sweep(FILES[name])
     runs = runs_of(FILES[name], SweepConfig(seeds=[0]))
-    repeated = 5 if name == "sensitivity" else 0         # the centre, listed under each of its six settings
+    repeated = 10 if name == "sensitivity" else 0        # the centre, listed under eleven settings
     assert len(runs) == len(content.pairs) * (len(content.variants) - repeated) > 1
     assert len({run.name for run in runs}) == len({run.folder for run in runs}) == len(runs)
 
@@ -85,11 +86,11 @@ def test_the_main_table_has_every_method_and_recipe_on_every_pair():
     assert content.settings["protocol"] == "counted"
 
 
-def test_the_ablation_table_takes_out_every_part_of_both_recipes():
+def test_the_ablation_table_takes_out_every_part_of_every_recipe():
     content = read_sweep(FILES["table_ablation"])
     parts = [[path.stem] for path in (ROOT / "configs" / "ablation").glob("*.yaml")]
     found = sorted((variant["recipe"], variant.get("ablate", [])) for variant in content.variants)
-    assert found == sorted((recipe, cut) for recipe in ("released", "robust") for cut in [[], *parts])
+    assert found == sorted((recipe, cut) for recipe in ("released", "paper", "robust") for cut in [[], *parts])
     assert content.pairs == read_sweep(FILES["table_pairs"]).pairs and len(content.seeds) == 10
 
 
@@ -107,10 +108,12 @@ def test_the_cpu_layer_makes_every_run_smaller(name):
 @pytest.mark.parametrize("layer", [{}, yaml.safe_load((ROOT / "configs" / "cpu.yaml").read_text())])
 def test_sensitivity_varies_one_setting_at_a_time_around_a_listed_centre(layer):
     variants = read_sweep(FILES["sensitivity"]).variants
-    names = ("patch_size", "pro_dim", "GIN_ch", "temp", "beta", "training_sample_ratio")
+    names = ("patch_size", "pro_dim", "GIN_ch", "temp", "beta", "training_sample_ratio", "lr", "batch_size",
+             "consistency_weight", "mi_weight", "contrast_layers")
     assert all(len(variant) == 1 for variant in variants)
-    assert {name for variant in variants for name in variant} == set(names)
-    assert all({name: (DEFAULTS | layer)[name]} in variants for name in names)
+    assert {name for variant in variants for name in variant} == {*names, "samples_per_class"}
+    centre = DEFAULTS | recipe_switches("released") | layer
+    assert all({name: centre[name]} in variants for name in names)
 
 
 # layers

@@ -153,7 +153,7 @@ def three(data, tmp_path, monkeypatch) -> tuple[Path, list[Path]]:
 def test_what_is_done_is_not_printed_and_what_is_begun_goes_on(three, tmp_path, capsys):
     file, folders = three
     make(sweep.sweep_runs(file, SweepConfig())[1][1], folders[1], "interrupted", begun=True)
-    assert run_sweep(file, SweepConfig(print=True)) == 0
+    assert run_sweep([file], SweepConfig(print=True)) == 0
     begun, new = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
     assert begun == [sys.executable, sweep.PROGRAM, "train", "--resume", str(folders[1])]
     assert new[:3] == begun[:3] and new[-4:] == ["--seed", "2", "--run_name", folders[2].name]
@@ -170,7 +170,7 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(three, monkeypatch, capl
         yield from zip(left, (failure, None))
 
     monkeypatch.setattr(sweep, "_on_this_machine", instead)
-    assert run_sweep(file, SweepConfig(jobs=2, cpus_per_run=3)) == (1 if failure else 0)
+    assert run_sweep([file], SweepConfig(jobs=2, cpus_per_run=3)) == (1 if failure else 0)
     assert begun == [([str(folder) for folder in folders[1:]], 2, 3, 3, 2, 3, 1)]
     assert list(json.loads((folders[0].parent / FILE).read_text())) == ["mine"]
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -189,16 +189,16 @@ def test_a_sweep_on_a_cluster_hands_over_what_is_left_and_passes_an_interruption
 
     monkeypatch.setattr(sweep, "train_on_ray", instead)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(file, SweepConfig(ray="head:6379", cpus_per_run=3, gpus_per_run=0.5))
+        run_sweep([file], SweepConfig(ray="head:6379", cpus_per_run=3, gpus_per_run=0.5))
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(file, SweepConfig(ray="head:6379"))
+        run_sweep([file], SweepConfig(ray="head:6379"))
     left, there = [str(folder) for folder in folders[1:]], str(folders[0].parent)
     assert given == [(left, sweep.PROGRAM, there, "head:6379", *shares) for shares in ((3, 0.5), (1, None))]
     assert caplog.messages[-1] == "Interrupted; what was under way is saved. Start the same sweep again to go on."
 
 
 def test_a_sweep_that_is_done_starts_nothing(three):
-    assert run_sweep(three[0], SweepConfig(seeds=[0])) == 0
+    assert run_sweep([three[0]], SweepConfig(seeds=[0])) == 0
 
 
 @pytest.mark.parametrize("choice, told", [
@@ -206,9 +206,9 @@ def test_a_sweep_that_is_done_starts_nothing(three):
     ({"gpus_per_run": -0.1}, "at most one GPU"), ({"gpus_per_run": 1.1}, "at most one GPU")])
 def test_shares_that_cannot_be_are_refused(three, choice, told):
     with pytest.raises(ConfigError, match=told):
-        run_sweep(three[0], SweepConfig(**choice))
+        run_sweep([three[0]], SweepConfig(**choice))
 
 
 def test_a_run_may_take_a_whole_gpu_or_none(three):
     for share in (0, 1, None):
-        assert run_sweep(three[0], SweepConfig(print=True, gpus_per_run=share)) == 0
+        assert run_sweep([three[0]], SweepConfig(print=True, gpus_per_run=share)) == 0

@@ -232,8 +232,23 @@ def test_sensitivity_is_over_one_setting_alone(tmp_path):
         ("5", "55.0 ± 0.0"), ("9", "59.0 ± 0.0"), ("13", "63.0 ± 0.0"), ("constant answer", "50.0")]
     assert [row for row in found["beta"].rows] == ["0.6", "1.0", "constant answer"]
     assert found["patch_size"].rows["13"]["OA"].mark == BEST
-    with pytest.raises(UserError, match="differ in one of"):
+    with pytest.raises(UserError, match="differ in one setting alone"):
         made(next(tmp_path.glob("*beta*")), "sensitivity")
+
+
+def test_sensitivity_is_over_whatever_number_or_list_varies(tmp_path):
+    """Switches of the recipe too, which stand in a run's label."""
+    for seed in range(2):
+        s2amsnet(tmp_path, seed, 0.5)
+        for weight in (0.1, 10.0):
+            s2amsnet(tmp_path, seed, 0.6, mi_weight=weight)
+        s2amsnet(tmp_path, seed, 0.7, contrast_layers=[4, 8])
+        s2amsnet(tmp_path, seed, 0.8, consistency="kl")                          # neither
+        s2amsnet(tmp_path, seed, 0.9, samples_per_class=20)
+    found = {table.corner: list(table.rows) for table in made(tmp_path, "sensitivity")}
+    assert found == {"contrast_layers": ["4,8", "4,8,12,16", "constant answer"],
+                     "mi_weight": ["0.1", "1.0", "10.0", "constant answer"],
+                     "samples_per_class": ["0", "20", "constant answer"]}
 
 
 def test_ranks_leave_out_what_was_not_run_everywhere(tmp_path, caplog):
