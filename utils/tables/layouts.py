@@ -33,6 +33,7 @@ CLASS_SCORES = {SCORES[key]: key for key in ("oa", "aa", "kappa")}      # below 
 MEAN = "mean over pairs"
 SHOWN = ("kappa", "aa")
 BASE = "erm"
+NOT_SET = {"samples_per_class": 0}       # no number of this setting, but that another one holds
 SHARE_NOTE = (f"0: as {BASE}; 100: as the ceiling (the highest, where there are several), which is scored on half of "
               "the labelled target pixels. Missing where the ceiling is not above.")
 
@@ -188,6 +189,7 @@ def alike(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         label = rf" {re.escape(name)}=\S+"                 # of a switch, which a run's label names
         found = runs.assign(value=runs["setting"].map(shown), setting=runs["setting"].map(rest),
                             method=runs["method"].str.replace(label, "", regex=True))
+        found = found[found["value"] != NOT_SET.get(name)]
         found = found[found.groupby(["pair", "method", "setting"])["value"].transform("nunique") > 1]
         if len(found):
             yield name, found.assign(title=named_settings(found))

@@ -244,11 +244,12 @@ def test_sensitivity_is_over_whatever_number_or_list_varies(tmp_path):
             s2amsnet(tmp_path, seed, 0.6, mi_weight=weight)
         s2amsnet(tmp_path, seed, 0.7, contrast_layers=[4, 8])
         s2amsnet(tmp_path, seed, 0.8, consistency="kl")                          # neither
-        s2amsnet(tmp_path, seed, 0.9, samples_per_class=20)
+        for number in (5, 20):
+            s2amsnet(tmp_path, seed, 0.9, samples_per_class=number)
     found = {table.corner: list(table.rows) for table in made(tmp_path, "sensitivity")}
     assert found == {"contrast_layers": ["4,8", "4,8,12,16", "constant answer"],
                      "mi_weight": ["0.1", "1.0", "10.0", "constant answer"],
-                     "samples_per_class": ["0", "20", "constant answer"]}
+                     "samples_per_class": ["5", "20", "constant answer"]}
 
 
 def test_ranks_leave_out_what_was_not_run_everywhere(tmp_path, caplog):
