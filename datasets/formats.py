@@ -168,24 +168,41 @@ def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | N
 
     Raises as `read_mat`.
     """
+    with raster(path) as file:
+        array = np.moveaxis(file.read(), 0, 2)
+        if file.nodata is not None:
+            missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
+            # 0 may also be a dark pixel's value in single bands
+            missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
+            array = array.astype(np.float32)
+            array[missing] = nodata
+        return array, place_of(file)
+
+
+@contextmanager
+def raster(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """A raster image, open, its size checked.  What GDAL says of damage becomes SceneFormatError."""
     if not is_file(path):
         raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
     try:
         with _opened(path) as file:
-            _check_raster(path, file)
-            array = np.moveaxis(file.read(), 0, 2)
-            if file.nodata is not None:
-                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
-                # 0 may also be a dark pixel's value in single bands
-                missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
-                array = array.astype(np.float32)
-                array[missing] = nodata
-            place = Georeference(file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else None
+            check_raster(path, file)
+            yield file
     except (RasterioError, OSError, ValueError, OverflowError, MemoryError) as error:
         told = " ".join(str(error).split())[:300]
         raise SceneFormatError(f"{path} cannot be read as a GeoTIFF or ENVI image, or as a .vrt of GeoTIFFs "
                                f"({told}).") from error
-    return array, place
+
+
+def place_of(file: rasterio.DatasetReader) -> Georeference | None:
+    """Where a raster lies: by CRS and transform, a transform alone, or ground control points."""
+    points, crs = file.gcps
+    if points and file.transform.is_identity:
+        return Georeference(crs.to_wkt() if crs else "", None,
+                            tuple((one.row, one.col, one.x, one.y, one.z or 0.0) for one in points))
+    if not file.crs and file.transform.is_identity:
+        return None
+    return Georeference(file.crs.to_wkt() if file.crs else "", tuple(file.transform)[:6])
 
 
 @contextmanager
@@ -198,7 +215,7 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     text, held = vrt.local(path), 0
     for source in vrt.sources(text):
         with rasterio.open(source, driver="GTiff") as file:
-            held += _check_raster(source, file)
+            held += check_raster(source, file)
     with rasterio.MemoryFile(text, ext=".vrt") as memory, memory.open(driver="VRT") as file:
         if _bytes(path, file) > ALWAYS_READ + LEFT_OUT * held:
             raise SceneFormatError(f"{path} declares {file.height} × {file.width} × {file.count} values, far more than "
@@ -206,7 +223,7 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         yield file
 
 
-def _check_raster(path: Path, file: rasterio.DatasetReader) -> int:
+def check_raster(path: Path, file: rasterio.DatasetReader) -> int:
     """The bytes of a raster's values.  Raises SceneFormatError if they are no real numbers, or more than can be."""
     total, shape = _bytes(path, file), (file.height, file.width, file.count)
     size = total // math.prod(shape)
@@ -215,10 +232,23 @@ def _check_raster(path: Path, file: rasterio.DatasetReader) -> int:
         return total
     with open(path, "rb") as plain:
         packed = plain.read(len(_GZIP)) == _GZIP        # as ENVI's images may be
+    _check_length(path, file, packed)
     ratio = DEFLATE if packed else _RATIO.get(file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION"), LZW)
     for shape in (shape, *((*block, file.count) for block in set(file.block_shapes))):
         check_size(path, shape, size, ratio)
     return total
+
+
+def _check_length(path: Path, file: rasterio.DatasetReader, packed: bool) -> None:
+    """Raises SceneFormatError if an ENVI image is shorter than its header says: GDAL would read zeros."""
+    header = file.tags(ns="ENVI")
+    if file.driver != "ENVI" or packed or header.get("file_compression", "0").strip() == "1":
+        return
+    offset = header.get("header_offset", "0").strip()
+    needed = _bytes(path, file) + (int(offset) if offset.isdecimal() else 0)
+    if path.stat().st_size < needed:
+        raise SceneFormatError(f"{path} has {path.stat().st_size:,} bytes, its header says {needed:,}. It is a truncated "
+                               "copy, or the header belongs to another file: copy it again.")
 
 
 def _bytes(path: Path, file: rasterio.DatasetReader) -> int:
