@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
@@ -63,8 +64,10 @@ def _read_mat_v5(path: Path, key: str) -> np.ndarray:
     if not content:
         raise _damaged(path, "it holds no variable")
     found = [(shape, kind) for name, shape, kind in content if name == key]
+    if not found and level_5 and "." in key and (key.split(".")[0], "struct") in [(one[0], one[2]) for one in content]:
+        return _field(path, key)
     if not found:
-        raise _wrong_key(path, key, [name for name, *_ in content])
+        raise wrong_key(path, key, [name for name, *_ in content])
     if len(found) > 1:
         raise _damaged(path, f"it holds '{key}' twice")
     shape, kind = found[0]
@@ -79,19 +82,44 @@ def _read_mat_v5(path: Path, key: str) -> np.ndarray:
     return array
 
 
+def _field(path: Path, key: str) -> np.ndarray:
+    """An array in a MATLAB v5 struct, by struct.field: taken out as a file of its own, and read as that."""
+    name, field = key.split(".", 1)
+    check_memory(path, DEFLATE * path.stat().st_size if path.stat().st_size < 1 << 20 else 4 * path.stat().st_size, 1)
+    content, names = mat5.field(path, name, field)
+    if content is None:
+        raise wrong_key(path, key, [f"{name}.{one}" for one in names])
+    with TemporaryDirectory() as folder:
+        alone = Path(folder) / path.name
+        alone.write_bytes(content)
+        return _read_mat_v5(alone, mat5.ALONE)
+
+
 def _read_mat_v73(path: Path, key: str) -> np.ndarray:
     with h5py.File(path, "r") as file:
-        dataset = _linked(file, path, key)
-        if not isinstance(dataset, h5py.Dataset):
-            raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
-        if dataset.is_virtual or dataset.external:
-            raise SceneFormatError(f"{path}: '{key}' is stored in other files. Copy it into this one.")
-        if dataset.dtype.kind not in "biuf" or not dataset.size or _is_text(dataset):
-            raise _no_numbers(path, key, dataset.dtype, dataset.shape)
-        for shape in (dataset.shape, dataset.chunks or ()):
-            check_size(path, shape, dataset.dtype.itemsize, DEFLATE if hdf5.is_packed(dataset) else LEFT_OUT)
-        hdf5.check_chunks(dataset)
-        return np.ascontiguousarray(dataset[()].T)
+        return np.ascontiguousarray(dataset(file, path, key)[()].T)
+
+
+def dataset(file: h5py.File, path: Path, key: str) -> h5py.Dataset:
+    """An HDF5 file's array of numbers, unread, all that it declares checked.  Raises SceneFormatError."""
+    found = _linked(file, path, key)
+    if not isinstance(found, h5py.Dataset):
+        raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
+    if found.is_virtual or found.external:
+        raise SceneFormatError(f"{path}: '{key}' is stored in other files. Copy it into this one.")
+    if found.dtype.kind not in "biuf" or not found.size or _is_text(found):
+        raise _no_numbers(path, key, found.dtype, found.shape)
+    for shape in (found.shape, found.chunks or ()):
+        check_size(path, shape, found.dtype.itemsize, DEFLATE if hdf5.is_packed(found) else LEFT_OUT)
+    hdf5.check_chunks(found)
+    return found
+
+
+def mat_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The arrays of numbers of a MATLAB v5 file: name -> shape."""
+    if matfile_version(path)[0] == 1:
+        mat5.check_heads(path)
+    return {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in _CLASS_BYTES}
 
 
 def _linked(file: h5py.File, path: Path, key: str) -> h5py.HLObject:
@@ -100,7 +128,7 @@ def _linked(file: h5py.File, path: Path, key: str) -> h5py.HLObject:
     for name in filter(None, key.split("/")):
         links = place.id.links if isinstance(place, h5py.Group) else None
         if links is None or not links.exists(name.encode()):
-            raise _wrong_key(path, key, [name for name in file if not name.startswith("#")])
+            raise wrong_key(path, key, [name for name in file if not name.startswith("#")])
         if links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise SceneFormatError(f"{path}: '{key}' is a link to another place. Name that place in the scene file, or "
                                    "copy the array into this file.")
@@ -152,11 +180,15 @@ def _no_numbers(path: Path, key: str, kind: object, shape: object) -> SceneForma
     return SceneFormatError(f"{path}: '{key}' holds {kind} {shape}, expected an array of real numbers.")
 
 
-def _wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
-    names = sorted(present)
-    shown = ", ".join(map(_printable, names[:SHOWN_NAMES])) + ", …" * (len(names) > SHOWN_NAMES)
-    return SceneFormatError(f"{path} has no variable '{key}'; it holds {shown or 'nothing'}. "
+def wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
+    return SceneFormatError(f"{path} has no variable '{key}'; it holds {listed(present) or 'nothing'}. "
                             "Set the right key in the scene file.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a file, as one line."""
+    names = sorted(names)
+    return ", ".join(map(_printable, names[:SHOWN_NAMES])) + ", …" * (len(names) > SHOWN_NAMES)
 
 
 def _printable(name: str) -> str:
