@@ -112,7 +112,7 @@ def read_description(path: Path) -> SceneFile:
                                f"{' '.join(str(error).split())[:400]}") from error
     _put_back(entry, free)
     _check_names(entry, path)
-    if not entry.class_names or len(set(map(_folded, entry.class_names))) < len(entry.class_names):
+    if not entry.class_names and entry.labels or len(set(map(_folded, entry.class_names))) < len(entry.class_names):
         raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike (upper case, spaces and "
                                "look-alike letters do not count).")
     if entry.axes is not None and sorted(entry.axes) != ["b", "c", "r"]:

@@ -64,6 +64,7 @@ def read_scene_file(path: Path, data_path: str | None = None, entry: SceneFile |
     """A scene and what was found, from its scene file (or its content).  Raises as `load_scene`."""
     entry = entry or read_description(path)
     folder = data_folder(entry, path, data_path)
+    files = _files(entry, folder)
     given = Facts(_wavelengths(entry.wavelengths, folder), entry.wavelength_units, None, None, entry.nodata, entry.scale,
                   entry.offset)
     labels = None if entry.labels is None else _read_labels(entry, folder)
@@ -81,7 +82,7 @@ def read_scene_file(path: Path, data_path: str | None = None, entry: SceneFile |
     cube = image.cube = keep(image.cube, chosen.order)
     on_cube = np.zeros(cube.shape[:2], np.int64) if labels is None else _on_cube(entry, folder, labels, image)
     cube, on_cube, broken = _drop_broken(entry.name, cube, on_cube)
-    digests = {part_file: sha256(folder / part_file) for part_file in _files(entry, folder)}
+    digests = {name: sha256(folder / name) for name in files}
     scene = Scene(entry.name, cube, on_cube, tuple(entry.class_names), chosen.wavelengths,
                   _rgb(entry, chosen, cube.shape[2]), image.facts.place, digests, chosen.fwhm)
     if scene.name in BENCHMARK:
@@ -99,7 +100,7 @@ def scene_digests(name: str, data_path: str | None = None) -> dict[str, str]:
 
 
 def _files(entry: SceneFile, folder: Path) -> list[str]:
-    """The files that a scene is read from, relative to its folder."""
+    """The files that a scene is read from, relative to its folder.  Raises SceneNotFoundError if one is missing."""
     names = [str(path.relative_to(folder)) for path in tiles_of(folder, entry.cube.tiles)] if entry.cube.tiles else \
         [entry.cube.file]
     names += [entry.labels.file] if entry.labels else []
