@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
@@ -63,8 +64,10 @@ def _read_mat_v5(path: Path, key: str) -> np.ndarray:
     if not content:
         raise _damaged(path, "it holds no variable")
     found = [(shape, kind) for name, shape, kind in content if name == key]
+    if not found and level_5 and "." in key and (key.split(".")[0], "struct") in [(one[0], one[2]) for one in content]:
+        return _field(path, key)
     if not found:
-        raise _wrong_key(path, key, [name for name, *_ in content])
+        raise wrong_key(path, key, [name for name, *_ in content])
     if len(found) > 1:
         raise _damaged(path, f"it holds '{key}' twice")
     shape, kind = found[0]
@@ -79,19 +82,44 @@ def _read_mat_v5(path: Path, key: str) -> np.ndarray:
     return array
 
 
+def _field(path: Path, key: str) -> np.ndarray:
+    """An array in a MATLAB v5 struct, by struct.field: taken out as a file of its own, and read as that."""
+    name, field = key.split(".", 1)
+    check_memory(path, DEFLATE * path.stat().st_size if path.stat().st_size < 1 << 20 else 4 * path.stat().st_size, 1)
+    content, names = mat5.field(path, name, field)
+    if content is None:
+        raise wrong_key(path, key, [f"{name}.{one}" for one in names])
+    with TemporaryDirectory() as folder:
+        alone = Path(folder) / path.name
+        alone.write_bytes(content)
+        return _read_mat_v5(alone, mat5.ALONE)
+
+
 def _read_mat_v73(path: Path, key: str) -> np.ndarray:
     with h5py.File(path, "r") as file:
-        dataset = _linked(file, path, key)
-        if not isinstance(dataset, h5py.Dataset):
-            raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
-        if dataset.is_virtual or dataset.external:
-            raise SceneFormatError(f"{path}: '{key}' is stored in other files. Copy it into this one.")
-        if dataset.dtype.kind not in "biuf" or not dataset.size or _is_text(dataset):
-            raise _no_numbers(path, key, dataset.dtype, dataset.shape)
-        for shape in (dataset.shape, dataset.chunks or ()):
-            check_size(path, shape, dataset.dtype.itemsize, DEFLATE if hdf5.is_packed(dataset) else LEFT_OUT)
-        hdf5.check_chunks(dataset)
-        return np.ascontiguousarray(dataset[()].T)
+        return np.ascontiguousarray(dataset(file, path, key)[()].T)
+
+
+def dataset(file: h5py.File, path: Path, key: str) -> h5py.Dataset:
+    """An HDF5 file's array of numbers, unread, all that it declares checked.  Raises SceneFormatError."""
+    found = _linked(file, path, key)
+    if not isinstance(found, h5py.Dataset):
+        raise SceneFormatError(f"{path}: '{key}' is not an array. Set the right key in the scene file.")
+    if found.is_virtual or found.external:
+        raise SceneFormatError(f"{path}: '{key}' is stored in other files. Copy it into this one.")
+    if found.dtype.kind not in "biuf" or not found.size or _is_text(found):
+        raise _no_numbers(path, key, found.dtype, found.shape)
+    for shape in (found.shape, found.chunks or ()):
+        check_size(path, shape, found.dtype.itemsize, DEFLATE if hdf5.is_packed(found) else LEFT_OUT)
+    hdf5.check_chunks(found)
+    return found
+
+
+def mat_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The arrays of numbers of a MATLAB v5 file: name -> shape."""
+    if matfile_version(path)[0] == 1:
+        mat5.check_heads(path)
+    return {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in _CLASS_BYTES}
 
 
 def _linked(file: h5py.File, path: Path, key: str) -> h5py.HLObject:
@@ -100,7 +128,7 @@ def _linked(file: h5py.File, path: Path, key: str) -> h5py.HLObject:
     for name in filter(None, key.split("/")):
         links = place.id.links if isinstance(place, h5py.Group) else None
         if links is None or not links.exists(name.encode()):
-            raise _wrong_key(path, key, [name for name in file if not name.startswith("#")])
+            raise wrong_key(path, key, [name for name in file if not name.startswith("#")])
         if links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise SceneFormatError(f"{path}: '{key}' is a link to another place. Name that place in the scene file, or "
                                    "copy the array into this file.")
@@ -152,11 +180,15 @@ def _no_numbers(path: Path, key: str, kind: object, shape: object) -> SceneForma
     return SceneFormatError(f"{path}: '{key}' holds {kind} {shape}, expected an array of real numbers.")
 
 
-def _wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
-    names = sorted(present)
-    shown = ", ".join(map(_printable, names[:SHOWN_NAMES])) + ", …" * (len(names) > SHOWN_NAMES)
-    return SceneFormatError(f"{path} has no variable '{key}'; it holds {shown or 'nothing'}. "
+def wrong_key(path: Path, key: str, present: Iterable[str]) -> SceneFormatError:
+    return SceneFormatError(f"{path} has no variable '{key}'; it holds {listed(present) or 'nothing'}. "
                             "Set the right key in the scene file.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a file, as one line."""
+    names = sorted(names)
+    return ", ".join(map(_printable, names[:SHOWN_NAMES])) + ", …" * (len(names) > SHOWN_NAMES)
 
 
 def _printable(name: str) -> str:
@@ -168,24 +200,41 @@ def read_raster(path: Path, nodata: float) -> tuple[np.ndarray, Georeference | N
 
     Raises as `read_mat`.
     """
+    with raster(path) as file:
+        array = np.moveaxis(file.read(), 0, 2)
+        if file.nodata is not None:
+            missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
+            # 0 may also be a dark pixel's value in single bands
+            missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
+            array = array.astype(np.float32)
+            array[missing] = nodata
+        return array, place_of(file)
+
+
+@contextmanager
+def raster(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """A raster image, open, its size checked.  What GDAL says of damage becomes SceneFormatError."""
     if not is_file(path):
         raise SceneNotFoundError(f"{path.name} is not in {path.parent}.")
     try:
         with _opened(path) as file:
-            _check_raster(path, file)
-            array = np.moveaxis(file.read(), 0, 2)
-            if file.nodata is not None:
-                missing = np.isnan(array) if np.isnan(file.nodata) else array == file.nodata
-                # 0 may also be a dark pixel's value in single bands
-                missing = missing.all(axis=2) if file.nodata == 0 else missing.any(axis=2)
-                array = array.astype(np.float32)
-                array[missing] = nodata
-            place = Georeference(file.crs.to_wkt(), tuple(file.transform)[:6]) if file.crs else None
+            check_raster(path, file)
+            yield file
     except (RasterioError, OSError, ValueError, OverflowError, MemoryError) as error:
         told = " ".join(str(error).split())[:300]
         raise SceneFormatError(f"{path} cannot be read as a GeoTIFF or ENVI image, or as a .vrt of GeoTIFFs "
                                f"({told}).") from error
-    return array, place
+
+
+def place_of(file: rasterio.DatasetReader) -> Georeference | None:
+    """Where a raster lies: by CRS and transform, a transform alone, or ground control points."""
+    points, crs = file.gcps
+    if points and file.transform.is_identity:
+        return Georeference(crs.to_wkt() if crs else "", None,
+                            tuple((one.row, one.col, one.x, one.y, one.z or 0.0) for one in points))
+    if not file.crs and file.transform.is_identity:
+        return None
+    return Georeference(file.crs.to_wkt() if file.crs else "", tuple(file.transform)[:6])
 
 
 @contextmanager
@@ -198,7 +247,7 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     text, held = vrt.local(path), 0
     for source in vrt.sources(text):
         with rasterio.open(source, driver="GTiff") as file:
-            held += _check_raster(source, file)
+            held += check_raster(source, file)
     with rasterio.MemoryFile(text, ext=".vrt") as memory, memory.open(driver="VRT") as file:
         if _bytes(path, file) > ALWAYS_READ + LEFT_OUT * held:
             raise SceneFormatError(f"{path} declares {file.height} × {file.width} × {file.count} values, far more than "
@@ -206,7 +255,7 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         yield file
 
 
-def _check_raster(path: Path, file: rasterio.DatasetReader) -> int:
+def check_raster(path: Path, file: rasterio.DatasetReader) -> int:
     """The bytes of a raster's values.  Raises SceneFormatError if they are no real numbers, or more than can be."""
     total, shape = _bytes(path, file), (file.height, file.width, file.count)
     size = total // math.prod(shape)
@@ -215,10 +264,23 @@ def _check_raster(path: Path, file: rasterio.DatasetReader) -> int:
         return total
     with open(path, "rb") as plain:
         packed = plain.read(len(_GZIP)) == _GZIP        # as ENVI's images may be
+    _check_length(path, file, packed)
     ratio = DEFLATE if packed else _RATIO.get(file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION"), LZW)
     for shape in (shape, *((*block, file.count) for block in set(file.block_shapes))):
         check_size(path, shape, size, ratio)
     return total
+
+
+def _check_length(path: Path, file: rasterio.DatasetReader, packed: bool) -> None:
+    """Raises SceneFormatError if an ENVI image is shorter than its header says: GDAL would read zeros."""
+    header = file.tags(ns="ENVI")
+    if file.driver != "ENVI" or packed or header.get("file_compression", "0").strip() == "1":
+        return
+    offset = header.get("header_offset", "0").strip()
+    needed = _bytes(path, file) + (int(offset) if offset.isdecimal() else 0)
+    if path.stat().st_size < needed:
+        raise SceneFormatError(f"{path} has {path.stat().st_size:,} bytes, its header says {needed:,}. It is a truncated "
+                               "copy, or the header belongs to another file: copy it again.")
 
 
 def _bytes(path: Path, file: rasterio.DatasetReader) -> int:

@@ -18,6 +18,9 @@ READ = 4096                             # of an element: all that stands before 
 LONGEST = 1024                          # bytes of a shape or name; MATLAB's names have up to 63
 PACKED = 15                             # an element's kind
 NUMBER_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}       # by an element's kind
+STRUCT = 2                              # the flags' last byte
+MOST_STRUCT, MOST_FIELDS = 1 << 31, 1000                # bytes, of a struct that a field is taken from
+ALONE = "field"
 COMPLEX = 0x0800                        # among the flags
 CLASSES = range(6, 16)                  # of arrays of numbers, the flags' last byte
 
@@ -47,6 +50,56 @@ def check_numbers(path: Path, key: str) -> None:
             raise ValueError(f"'{key}' holds {size:,} bytes, its shape says {count * NUMBER_BYTES[kind]:,}")
         return
     raise ValueError(f"'{key}' is out of order")
+
+
+def field(path: Path, name: str, wanted: str) -> tuple[bytes | None, list[str]]:
+    """A field of a struct (1 × 1) as a v5 file of its own whose variable is called ALONE (None if there is none), and
+    the names of all fields.  Raises ValueError for other structs, and for more than MOST_STRUCT bytes."""
+    with open(path, "rb") as file:
+        head = file.read(HEADER)
+        order = "<" if head[-2:] == b"IM" else ">"
+        while len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack(order + "II", tag)
+            content = file.read(min(size, MOST_STRUCT))
+            if kind == PACKED:
+                stream = zlib.decompressobj()
+                if _name(stream.decompress(content, READ)[8:], order) != name:
+                    continue
+                stream = zlib.decompressobj()
+                content = stream.decompress(content, MOST_STRUCT)[8:]
+                if not stream.eof:
+                    raise ValueError(f"'{name}' has more than {MOST_STRUCT:,} bytes, or is cut off")
+            if _name(content, order) == name:
+                return _taken(content, order, head, wanted)
+    return None, []
+
+
+def _name(head: bytes, order: str) -> str:
+    parts = list(islice(_parts(head, order), 3))
+    return parts[2][2].decode("latin1") if len(parts) == 3 else ""
+
+
+def _taken(content: bytes, order: str, head: bytes, wanted: str) -> tuple[bytes | None, list[str]]:
+    parts = list(islice(_parts(content, order), MOST_FIELDS + 5))
+    if len(parts) < 5 or struct.unpack_from(order + "I", parts[0][2])[0] & 0xff != STRUCT \
+            or math.prod(struct.unpack(f"{order}{len(parts[1][2]) // 4}i", parts[1][2])) != 1:
+        raise ValueError("it is no single struct")
+    length = struct.unpack_from(order + "i", parts[3][2])[0]
+    if not 0 < length <= LONGEST:
+        raise ValueError(f"the names of its fields have {length} bytes")
+    text = parts[4][2]
+    names = [text[i:i + length].split(b"\0")[0].decode("latin1") for i in range(0, len(text), length)]
+    if wanted not in names or names.index(wanted) + 5 >= len(parts):
+        return None, names
+    flags, shape, _, *rest = list(islice(_parts(parts[names.index(wanted) + 5][2], order), 4))
+    if not rest:
+        raise ValueError(f"'{wanted}' holds no numbers")
+
+    def element(kind: int, inside: bytes) -> bytes:
+        return struct.pack(order + "II", kind, len(inside)) + inside + bytes(-len(inside) % 8)
+
+    whole = b"".join(element(kind, inside) for kind, _, inside in (flags, shape, (1, 1, ALONE.encode()), rest[0]))
+    return head + struct.pack(order + "II", 14, len(whole)) + whole, names
 
 
 def _variables(path: Path) -> Iterator[tuple[bytes, str]]:

@@ -1,122 +1,36 @@
-"""From files (formats.py) to a Scene, described by a small YAML file.
-
-A scene file (see configs/scene):
-
-    name: Houston13
-    folder: Houston                          # the pair's folder under ./datasets, when --data_path is not given
-    cube: {file: Houston13.mat, key: ori_data}
-    labels: {file: Houston13_7gt.mat, key: map}          # left out: an unlabelled scene
-    class_names: [grass healthy, grass stressed, ...]    # of the labels 1..K; 0 is unlabelled
-    wavelengths: [[380, 1050, 48]]           # nm: [first, last, count] pieces, a plain list, or {file: , key: }
-    rgb_bands: [18, 12, 6]
-"""
+"""From files to a Scene, as its scene file says (description.py)."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from argparse import ArgumentError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
+from datasets import arrays, polygons
+from datasets.bands import Chosen, choose, keep
 from datasets.benchmark import BENCHMARK, check_scene
+from datasets.description import SCENE_CONFIGS, FileEntry, SceneFile, find_description, read_description
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_mat, read_raster
-from datasets.scene import Georeference, Scene, check_name
-from model.plain import is_file, read_settings
+from datasets.images import Facts, Image, data_file, read_image, read_tiles, tiles_of
+from datasets.labels import as_labels, on_grid, renumbered, without_void
+from datasets.polygons import Polygons, burnt, read_polygons
+from datasets.scene import Georeference, Scene
+from model.plain import is_file
 
 log = logging.getLogger(__name__)
 
-SCENE_CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "scene"
 DATA_ROOT = Path("datasets")
-LONGEST_PATH = 4000                     # letters
-MOST_BANDS = 100_000
-
-
-@dataclass
-class FileEntry:
-    """A file, and in it the variable's name where it is a MATLAB file."""
-
-    file: str
-    key: Optional[str] = None
-
-
-@dataclass
-class SceneFile:
-    """What a scene file may hold; see the module's first lines."""
-
-    name: str
-    cube: FileEntry
-    class_names: list[str]
-    folder: Optional[str] = None
-    labels: Optional[FileEntry] = None
-    wavelengths: Union[FileEntry, list[float], list[tuple[float, float, int]], None] = None
-    rgb_bands: Optional[tuple[int, int, int]] = None
-    simulated: bool = False
-
-
-def find_description(name: str) -> Path:
-    """The scene file of a registered name (configs/scene/NAME.yaml) or of a path to a user's own."""
-    registered = SCENE_CONFIGS / f"{name}.yaml"
-    if is_file(registered):
-        return registered
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") and is_file(path):
-        return path
-    known = ", ".join(sorted(file.stem for file in SCENE_CONFIGS.glob("*.yaml")))
-    raise SceneNotFoundError(f"'{name}' is neither a registered scene ({known}) nor a path to a scene file "
-                             "(docs/data.md, \"Your own scenes\").")
-
-
-def read_description(path: Path) -> SceneFile:
-    """A scene file, every key and type checked.  Raises SceneFormatError that names what is wrong."""
-    content = read_settings(path, SceneFile, SceneFormatError)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SceneFile)
-    try:
-        entry = SceneFile(**parser.instantiate(parser.parse_object(content)).as_dict())
-    except ArgumentError as error:
-        raise SceneFormatError(f"{path} is not a scene file (see configs/scene for examples): "
-                               f"{' '.join(str(error).split())[:400]}") from error
-    _check_names(entry, path)
-    if not entry.class_names or len(set(entry.class_names)) < len(entry.class_names):
-        raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike.")
-    if isinstance(entry.wavelengths, FileEntry) and entry.wavelengths.key is None:
-        raise SceneFormatError(f"{path}: wavelengths need the variable's name, as in {{file: scene.mat, key: wavelength}}.")
-    if isinstance(entry.wavelengths, list):
-        _check_wavelengths(entry.wavelengths, path)
-    return entry
-
-
-def _check_wavelengths(given: list, path: Path) -> None:
-    values = [value for one in given for value in (one[:2] if isinstance(one, (tuple, list)) else [one])]
-    counts = [one[2] for one in given if isinstance(one, (tuple, list))]
-    if not (np.isfinite(values).all() and all(0 < count <= MOST_BANDS for count in counts)):
-        raise SceneFormatError(f"{path}: wavelengths must be finite, and the count of a piece lie between 1 and "
-                               f"{MOST_BANDS}.")
-
-
-def _check_names(entry: SceneFile, path: Path) -> None:
-    """Raises SceneFormatError for names that no file, table or figure can show."""
-    parts = [part for part in (entry.cube, entry.labels, entry.wavelengths) if isinstance(part, FileEntry)]
-    try:
-        for name in (entry.name, *entry.class_names, entry.folder or ""):
-            check_name(name)
-        for name in (name for part in parts for name in (part.file, part.key or "")):
-            check_name(name, longest=LONGEST_PATH)
-    except SceneFormatError as error:
-        raise SceneFormatError(f"{path}: {error}") from error
 
 
 def data_folder(entry: SceneFile, path: Path, data_path: str | None) -> Path:
     """Where a scene's files are: beside a user's own scene file; else --data_path (or the pair's folder in it); else
     ./datasets/<pair>."""
     own = path.parent != SCENE_CONFIGS
-    if own and is_file(path.parent / entry.cube.file):
+    if own and (entry.cube.tiles or is_file(path.parent / entry.cube.file)):
         return path.parent
     if data_path is not None:
         given = Path(data_path)
@@ -128,28 +42,53 @@ def data_folder(entry: SceneFile, path: Path, data_path: str | None) -> Path:
 def load_scene(name: str, data_path: str | None = None) -> Scene:
     """Read a scene by registered name or by the path of its scene file.
 
-    Broken pixels (NaN or infinite in any band) become zero spectra without a label.
+    Broken pixels (no data, NaN or infinite in any band that is kept) become zero spectra without a label.
     Raises SceneNotFoundError or SceneFormatError with what to do.
     """
-    path = find_description(name)
-    entry = read_description(path)
+    return read_scene_file(find_description(name), data_path).scene
+
+
+@dataclass
+class Reading:
+    """A scene, and what was found and done on the way: the image's facts, the bands kept, the share of broken pixels."""
+
+    scene: Scene
+    image: Image
+    chosen: Chosen
+    broken: float
+    entry: SceneFile
+    stored: tuple[int, int, int]
+
+
+def read_scene_file(path: Path, data_path: str | None = None, entry: SceneFile | None = None) -> Reading:
+    """A scene and what was found, from its scene file (or its content).  Raises as `load_scene`."""
+    entry = entry or read_description(path)
     folder = data_folder(entry, path, data_path)
-    digests: dict[str, str] = {}
-    cube, place = _read_part(entry, "cube", folder, digests)
-    if cube.ndim != 3:
-        raise SceneFormatError(f"{folder / entry.cube.file}: the cube has {cube.ndim} dimensions "
-                               f"{cube.shape}, expected height × width × bands. Check its key in {path}.")
-    if entry.labels is not None:
-        labels = _as_labels(_read_part(entry, "labels", folder, digests)[0], folder / entry.labels.file)
-    else:
-        labels = np.zeros(cube.shape[:2], np.int64)
-    cube, labels = _drop_broken(entry.name, cube, labels)
-    scene = Scene(entry.name, cube, labels, tuple(entry.class_names), _wavelengths(entry.wavelengths, folder),
-                  tuple(entry.rgb_bands or _default_rgb(cube.shape[2])), place, digests)
+    files = _files(entry, folder)
+    given = Facts(_wavelengths(entry.wavelengths, folder), entry.wavelength_units, None, None, entry.nodata, entry.scale,
+                  entry.offset)
+    labels = None if entry.labels is None else _read_labels(entry, folder)
+    size = labels[0].shape if labels and isinstance(labels[0], np.ndarray) else None
+    image = _read_cube(entry, folder, given, size)
+    stored, where = image.cube.shape, str(folder / (entry.cube.file or "the cube"))
+    if entry.fwhm is not None:
+        image.facts.fwhm = np.broadcast_to(np.asarray(entry.fwhm, np.float64), np.size(entry.fwhm) if
+                                           isinstance(entry.fwhm, list) else stored[2])
+    _tell_fills(entry.name, image)
+    chosen = choose(stored[2], image.dead, image.facts, entry.drop, where)
+    if chosen.dropped:
+        log.warning("%s: %d of %d bands are left out (%s).", entry.name, len(chosen.dropped), stored[2],
+                    "; ".join(sorted(set(chosen.dropped.values()))))
+    cube = image.cube = keep(image.cube, chosen.order)
+    on_cube = np.zeros(cube.shape[:2], np.int64) if labels is None else _on_cube(entry, folder, labels, image)
+    cube, on_cube, broken = _drop_broken(entry.name, cube, on_cube)
+    digests = {name: sha256(folder / name) for name in files}
+    scene = Scene(entry.name, cube, on_cube, tuple(entry.class_names), chosen.wavelengths,
+                  _rgb(entry, chosen, cube.shape[2]), image.facts.place, digests, chosen.fwhm)
     if scene.name in BENCHMARK:
         for difference in check_scene(scene.name, scene.cube.shape, scene.class_counts().tolist()):
             log.warning("%s (other variants of these files circulate; numbers may differ)", difference)
-    return scene
+    return Reading(scene, image, chosen, broken, entry, stored)
 
 
 def scene_digests(name: str, data_path: str | None = None) -> dict[str, str]:
@@ -157,29 +96,81 @@ def scene_digests(name: str, data_path: str | None = None) -> dict[str, str]:
     path = find_description(name)
     entry = read_description(path)
     folder = data_folder(entry, path, data_path)
-    return {part.file: sha256(_existing(entry, part, folder)) for part in (entry.cube, entry.labels) if part}
+    return {name: sha256(folder / name) for name in _files(entry, folder)}
 
 
-def _existing(entry: SceneFile, part: FileEntry, folder: Path) -> Path:
-    path = folder / part.file
+def _files(entry: SceneFile, folder: Path) -> list[str]:
+    """The files that a scene is read from, relative to its folder.  Raises SceneNotFoundError if one is missing."""
+    names = [str(path.relative_to(folder)) for path in tiles_of(folder, entry.cube.tiles)] if entry.cube.tiles else \
+        [entry.cube.file]
+    names += [entry.labels.file] if entry.labels else []
+    for name in names:
+        _existing(entry, name, folder)
+    return names
+
+
+def _existing(entry: SceneFile, name: str, folder: Path) -> Path:
+    path = folder / name
     if not is_file(path):
         raise SceneNotFoundError(_where_to_get(entry, path))
     return path
 
 
-def _read_part(entry: SceneFile, part: str, folder: Path, digests: dict[str, str]
-               ) -> tuple[np.ndarray, Georeference | None]:
-    source: FileEntry = getattr(entry, part)
-    path = _existing(entry, source, folder)
-    if path.suffix.lower() == ".mat":
-        if source.key is None:
-            raise SceneFormatError(f"{entry.name}: '{part}' needs the variable's name in {path.name}, as in "
-                                   f"{part}: {{file: {path.name}, key: ori_data}}.")
-        array, place = read_mat(path, source.key), None
+def _read_cube(entry: SceneFile, folder: Path, given: Facts, labels: tuple[int, int] | None) -> Image:
+    if entry.cube.tiles:
+        return read_tiles(tiles_of(folder, entry.cube.tiles), given)
+    path = _existing(entry, entry.cube.file, folder)
+    if path.suffix.lower() in arrays.SUFFIXES:
+        bands = None if given.wavelengths is None else len(given.wavelengths)
+        return arrays.read_cube(path, entry.cube.key, entry.axes, given, labels, bands)
+    if entry.axes not in (None, "rcb"):
+        raise SceneFormatError(f"{path}: axes is for MATLAB, NumPy and HDF5 files; an image says itself which axis is which.")
+    return read_image(path, given)
+
+
+def _read_labels(entry: SceneFile, folder: Path) -> tuple[np.ndarray | Polygons, Georeference | None]:
+    """Labels as their file holds them: [h, w] int64 with a place, or polygons."""
+    path = _existing(entry, entry.labels.file, folder)
+    if path.suffix.lower() in polygons.SUFFIXES:
+        return read_polygons(path), None
+    if path.suffix.lower() in arrays.SUFFIXES:
+        array, place = arrays.read_labels(path, entry.labels.key), None
     else:
-        array, place = read_raster(path, nodata=np.nan if part == "cube" else 0)
-    digests[source.file] = sha256(path)
-    return array, place
+        array, place = read_raster(data_file(path), nodata=0)
+    if entry.labels.nodata is not None:
+        array = np.where(array == entry.labels.nodata, 0, array)
+    return as_labels(array, path), place
+
+
+def _on_cube(entry: SceneFile, folder: Path, read: tuple, image: Image) -> np.ndarray:
+    """Labels [H, W] int64, 1..K, on the cube's pixels."""
+    (found, place), path, shape = read, folder / entry.labels.file, image.cube.shape[:2]
+    if isinstance(found, Polygons):
+        names = {name: [str(one) for one in entry.ids[name]] if entry.ids else [name] for name in entry.class_names}
+        return burnt(found, found.classes(entry.labels.key, path), names, shape, image.facts.place, path)
+    if entry.ids is not None:
+        if not all(isinstance(one, int) for listed in entry.ids.values() for one in listed):
+            raise SceneFormatError(f"{path}: classes must give ids (whole numbers) for a label map; names are for polygons.")
+        found = renumbered(found, entry.ids)
+    else:
+        found = without_void(found, len(entry.class_names), path)
+    return on_grid(found, place, shape, image.facts.place, path)
+
+
+def _tell_fills(name: str, image: Image) -> None:
+    for value, pixels in image.fills.items():
+        log.warning("%s: %d pixels hold %g, a fill value that the file does not declare; they count as no data. If so, say "
+                    "nodata: %g in the scene file.", name, pixels, value, value)
+
+
+def _rgb(entry: SceneFile, chosen: Chosen, bands: int) -> tuple[int, int, int]:
+    """Bands of false colour.  The scene file counts those of the file; for one that is left out stands the nearest kept."""
+    if entry.rgb_bands is None:
+        return _default_rgb(bands)
+    most = chosen.order.max() + len(chosen.dropped)
+    if not all(0 <= band <= most for band in entry.rgb_bands):
+        return tuple(entry.rgb_bands)                   # Scene.verify refuses them
+    return tuple(int(np.abs(chosen.order - band).argmin()) for band in entry.rgb_bands)
 
 
 def _where_to_get(entry: SceneFile, path: Path) -> str:
@@ -192,26 +183,17 @@ def _where_to_get(entry: SceneFile, path: Path) -> str:
                       "--config configs/simulated.yaml runs without any download.")
 
 
-def _as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
-    labels = labels[..., 0] if labels.ndim == 3 and labels.shape[2] == 1 else labels
-    if labels.ndim != 2:
-        raise SceneFormatError(f"{path}: the label map has shape {labels.shape}, expected height × width.")
-    if not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
-        raise SceneFormatError(f"{path}: the label map holds values that are not whole numbers.")
-    return labels.astype(np.int64)
-
-
-def _drop_broken(name: str, cube: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    cube = np.ascontiguousarray(cube, dtype=np.float32)
-    broken = ~np.isfinite(cube).all(axis=2)
+def _drop_broken(name: str, cube: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Broken pixels as zero spectra without a label, in place, and their share."""
+    broken = np.array([~np.isfinite(row).all(axis=1) for row in cube])
     if not broken.any():
-        return cube, labels
-    log.warning("%s: %d pixels hold NaN or infinite values; they become zero spectra without a label", name,
+        return cube, labels, 0.0
+    log.warning("%s: %d pixels hold NaN or infinite values, or no data; they become zero spectra without a label", name,
                 broken.sum())
     cube[broken] = 0
     if labels.shape == broken.shape:          # otherwise Scene.verify reports the shapes
         labels = np.where(broken, 0, labels)
-    return cube, labels
+    return cube, labels, float(broken.mean())
 
 
 def _wavelengths(entry: FileEntry | list | None, folder: Path) -> np.ndarray | None:

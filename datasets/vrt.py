@@ -24,10 +24,10 @@ _KEPT = {                                               # element -> its attribu
     "SimpleSource": {"resampling"}, "ComplexSource": {"resampling"},
     "SourceFilename": {"relativeToVRT", "relativetoVRT", "shared"}, "SourceBand": set(),
     "SourceProperties": {"RasterXSize", "RasterYSize", "DataType", "BlockXSize", "BlockYSize"}, "SrcRect": _PLACE,
-    "DstRect": _PLACE, "NODATA": set(), "ScaleOffset": set(), "ScaleRatio": set(), "UseMaskBand": set()}
+    "DstRect": _PLACE, "NODATA": set(), "ScaleOffset": set(), "ScaleRatio": set(), "UseMaskBand": set(), "Offset": set(), "Scale": set(), "ColorInterp": set(),
+    "Metadata": set(), "MDI": {"key"}}
 _WITHOUT_EFFECT = {                                     # on the values that are read
-    "Metadata", "OverviewList", "Histograms", "Description", "CategoryNames", "ColorTable", "ColorInterp", "MaskBand",
-    "UnitType", "Offset", "Scale"}
+    "OverviewList", "Histograms", "Description", "CategoryNames", "ColorTable", "UnitType"}
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
@@ -94,7 +94,7 @@ def _rewritten(element: ElementTree.Element, path: Path, depth: int = 1) -> Elem
     if element.tag == "SourceFilename":
         made.text, made.attrib = str(_source(element, path)), {"relativeToVRT": "0"}
     for child in element:
-        if child.tag in _WITHOUT_EFFECT:
+        if child.tag in _WITHOUT_EFFECT or child.tag == "Metadata" and child.keys():      # of another domain
             continue
         if child.tag not in _KEPT or child.tag == "VRTDataset" or depth == DEEPEST:
             raise _refused(path, str(child.tag))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,11 +11,14 @@ import h5py
 import numpy as np
 import rasterio
 import scipy.io
+from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
-from datasets.scene import Scene
+from datasets.scene import Georeference, Scene
 from model.errors import ConfigError
 from model.files import replacing
+
+log = logging.getLogger(__name__)
 
 _HEADER_BYTES = 116       # text part of both file headers (MATLAB "MAT-File Format", level 5)
 _V73_BLOCK = 512          # MATLAB puts its header in a user block before the HDF5 data
@@ -45,7 +49,7 @@ def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tup
     """Write a class map [H, W] (1..K, 0 = no data) of a scene as GeoTIFF with the scene's georeference and the class names as tags,
     atomically.  Raises ConfigError if it cannot be written."""
     place = scene.georeference
-    extra = {} if place is None else {"crs": place.crs, "transform": Affine(*place.transform)}
+    extra = {} if place is None else _georeferenced(place)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part, rasterio.MemoryFile() as memory:       # GDAL itself says nothing of a full disk
@@ -56,6 +60,17 @@ def write_map(path: Path, prediction: np.ndarray, scene: Scene, class_names: tup
             part.write(memory.getbuffer())
     except (OSError, rasterio.errors.RasterioIOError) as error:
         raise ConfigError(f"The map {path} cannot be written ({error}). Choose another --out.") from error
+
+
+def _georeferenced(place: Georeference) -> dict[str, object]:
+    """A georeference as rasterio's arguments; control points stay control points."""
+    crs = {"crs": place.crs} if place.crs else {}
+    if not place.crs:
+        log.warning("The scene has no coordinate reference system; its map has the same transform and none, either. Set "
+                    "one in QGIS (Layer > Set CRS).")
+    if place.transform is None:
+        return crs | {"gcps": [GroundControlPoint(*point) for point in place.points]}
+    return crs | {"transform": Affine(*place.transform)}
 
 
 def _stamp(file: BinaryIO, text: str, tail: bytes = b"") -> None:

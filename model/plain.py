@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import typing
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
@@ -244,6 +245,10 @@ def _count(node: yaml.Node, counted: dict[yaml.Node, int], depth: int) -> int:
         if isinstance(node, yaml.MappingNode):
             if strange := [key for key, _ in node.value if not key.tag.endswith((":str", ":merge"))]:
                 raise yaml.YAMLError(f"it has a name that is not text: {shortened(strange[0].value)}")
+            names = [key.value for key, _ in node.value if key.tag.endswith(":str")]
+            if len(set(names)) < len(names):
+                twice = Counter(names).most_common(1)[0][0]
+                raise yaml.YAMLError(f"it says {shortened(twice)} twice")
             children = chain.from_iterable(node.value)
         counted[node] = 1 + sum([_count(child, counted, depth + 1) for child in children])
     return counted[node]

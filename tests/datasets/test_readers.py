@@ -129,7 +129,9 @@ def test_errors_of_files_say_what_to_do(pair, tmp_path):
     pair.change(pair.source, cube={"file": "field.mat", "key": "img"})
     with pytest.raises(SceneFormatError, match="no variable 'img'; it holds ori_data"):
         load_scene(str(pair.source))
-    pair.change(pair.source, cube={"file": "field.mat"})
+    cube = read_mat(pair.folder / "field.mat", "ori_data")
+    write_mat_v5(pair.folder / "two.mat", {"ori_data": cube, "raw": cube})
+    pair.change(pair.source, cube={"file": "two.mat"})
     with pytest.raises(SceneFormatError, match="needs the variable's name"):
         load_scene(str(pair.source))
     pair.change(pair.source, cube={"file": "field_gt.mat", "key": "map"})

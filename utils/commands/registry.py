@@ -65,6 +65,8 @@ COMMANDS = {command.name: command for command in (
             "speed and memory on this machine"),
     Command("parity", "utils.commands.checks", "FILE",
             "replay values recorded from the released code"),
+    Command("describe", "utils.commands.describe", "FILE ...",
+            "what cubes and scene files hold, in words and a picture; --write makes a scene file"),
     Command("prepare", "utils.commands.data", "PAIR",
             "fetch or convert the public originals of a benchmark pair"))}
 

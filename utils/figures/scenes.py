@@ -111,6 +111,31 @@ def plot_patches(patches: dict[str, np.ndarray], rgb_bands: Sequence[int], row_n
     return sheet.finish()
 
 
+def plot_scene(scene: Scene, title: str) -> Figure:
+    """A scene in false colour, its label map, and the mean spectra of its classes (L2-normalised); without labels the
+    mean spectrum of all pixels that hold data, in the file's units."""
+    names, counts = scene.class_names, scene.class_counts()
+    labelled = bool(counts.sum())
+    images = [("false colour", false_colour(scene.cube, scene.rgb_bands))]
+    images += [("labels", label_image(scene.labels, len(names)))] if labelled else []
+    columns = min(len(images), _columns(scene.shape[1] / scene.shape[0], (1, 2, 2, 2)))
+    sheet = Sheet(page_width(scene.shape[1] * columns, columns), title)
+    for start in range(0, len(images), columns):
+        sheet.image_row(images[start:start + columns])
+    if labelled:
+        handles = _class_patches(names, [f"{count:,}" for count in counts])
+        sheet.legend([*handles, _patch(UNLABELLED, "unlabelled")], "class (labelled pixels)")
+        spectra, labels = _labelled_spectra(scene)
+    else:
+        names, spectra = ("all pixels with data",), scene.cube[scene.cube.any(axis=2)]
+        labels = np.ones(len(spectra), int)
+    known = scene.wavelengths is not None
+    draw_spectra(sheet, {scene.name: class_spectra(spectra, labels, len(names))},
+                 {scene.name: scene.wavelengths if known else np.arange(scene.bands)},
+                 "wavelength (nm)" if known else "band", names)
+    return sheet.finish()
+
+
 def plot_pair(source: Scene, target: Scene, title: str) -> Figure:
     """Both scenes in false colour, their label maps, and the mean spectra of their classes.
 
