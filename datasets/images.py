@@ -25,7 +25,7 @@ from datasets.scene import Georeference
 
 log = logging.getLogger(__name__)
 
-PIECE = 1 << 24                                         # bytes of a file's values that are read at a time
+PIECE = 1 << 22                                         # bytes of a file's values that are read at a time
 FILLS = (-9999., -99999., -32768., -32767., -2147483648., float(np.finfo(np.float32).min), -1e34)    # in any band
 WHOLE_FILLS = (-999., -9998., 65535., 1e20, float(np.float32(9.96921e36)), float(np.finfo(np.float32).max))
 #                                                         in all bands: a single one may be a measurement
