@@ -15,6 +15,7 @@ import shapely
 import yaml
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform as reproject
 
@@ -32,12 +33,14 @@ LABELS = RNG.integers(0, 4, (H, W)).astype("u1")
 CUBE = (RNG.uniform(300, 3000, (4, B))[LABELS] * RNG.uniform(.9, 1.1, (H, W, 1))).astype("i2")
 
 
-def tif(path: Path, array: np.ndarray, tags=(), scale=None, offset=None, gcps=None, mask=None, **profile) -> None:
+def tif(path: Path, array: np.ndarray, tags=(), scale=None, offset=None, gcps=None, mask=None, colours=None, **profile) -> None:
     array = np.atleast_3d(array)
     profile = {"crs": "EPSG:32633", "transform": PLACE} | profile
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(
             path, "w", driver="GTiff", height=array.shape[0], width=array.shape[1], count=array.shape[2], dtype=array.dtype,
             **{key: value for key, value in profile.items() if value is not None}) as file:
+        if colours:
+            file.colorinterp = colours
         file.write(np.moveaxis(array, 2, 0))
         if scale:
             file.scales, file.offsets = [scale] * file.count, [offset] * file.count
@@ -172,8 +175,10 @@ def test_masks_and_alpha(pair):
     mask = np.full((H, W), 255, "u1")
     mask[1, 2] = 0
     assert not pair(mask=mask > 0).cube[1, 2].any()
-    scene = pair(np.dstack([CUBE.astype("u2"), mask]), photometric="MINISBLACK", alpha="YES")
+    scene = pair(np.dstack([CUBE.astype("u2"), mask]), photometric="MINISBLACK", colours=[ColorInterp.gray] * B + [ColorInterp.alpha])
     assert scene.bands == B and not scene.cube[1, 2].any() and scene.cube[1, 3].any()
+    bytes_ = (CUBE[..., :4] // 13).astype("u1")         # GDAL calls the fourth band alpha
+    np.testing.assert_array_equal(pair(bytes_).cube, bytes_)
 
 
 def test_a_mask_file_that_is_really_an_address_is_refused(pair, tmp_path):
