@@ -49,7 +49,7 @@ class Place:
                 "compare": ["compare", run, str(self.other.path), "--out", out],
                 "report": ["report", runs, "--out", out],
                 "study": ["study", run, "--out", out, "--insert", page],
-                "describe": ["describe", scene, "--out", out],
+                "describe": ["describe", f"{self.folder}/originals/Houston13.mat", "--out", out],
                 "prepare": ["prepare", "houston", "--from", f"{self.folder}/originals", "--out", out, "--overwrite"],
                 }[command]
 
