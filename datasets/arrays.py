@@ -79,7 +79,8 @@ def opened(path: Path, key: str | None, dimensions: int) -> Iterator[Stored]:
         else:
             yield Stored(formats.read_mat(path, key or _only(formats.mat_shapes(path), dimensions, path)))
     except _DAMAGED as error:
-        raise SceneFormatError(f"{path} cannot be read ({' '.join(str(error).split())[:300]}). It may be truncated: compare "
+        raise SceneFormatError(f"{path} cannot be read ({' '.join(str(error).split())[:300]}). It may be truncated: "
+                               "compare "
                                "its size with the original and copy it again.") from error
 
 
@@ -150,7 +151,8 @@ def read_cube(path: Path, key: str | None, axes: str | None, given: Facts, label
     else:
         with opened(path, key, 3) as stored:
             if len(stored.shape) != 3:
-                raise SceneFormatError(f"{path}: the cube has {len(stored.shape)} dimensions {stored.shape}, expected height × "
+                raise SceneFormatError(f"{path}: the cube has {len(stored.shape)} dimensions {stored.shape}, expected "
+                                       "height × "
                                        "width × bands. Check its key in the scene file.")
             kind, facts = str(stored.source.dtype), given
             cube = stored.copied(axes or order_of(stored, path, labels, bands), "rcb", np.float32)
@@ -177,8 +179,10 @@ def order_of(stored: Stored, path: Path, labels: tuple[int, int] | None, bands: 
         return fitting[0]
     if not fitting and stored.certain:
         return "rcb"                                    # Scene.verify says which sizes do not fit
-    raise SceneFormatError(f"{path}: which axis of {' × '.join(map(str, shape))} is rows, columns and bands cannot be told"
-                           f"{' by the label map ' + ' × '.join(map(str, labels)) if labels else ''}. Say so in the scene file: "
+    raise SceneFormatError(f"{path}: which axis of {' × '.join(map(str, shape))} is rows, columns and bands cannot be "
+                           "told"
+                           f"{' by the label map ' + ' × '.join(map(str, labels)) if labels else ''}. Say so in the "
+                           "scene file: "
                            "axes: rcb for rows × columns × bands, axes: brc for bands × rows × columns.")
 
 

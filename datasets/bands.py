@@ -41,7 +41,7 @@ class Chosen:
 
 def in_nm(values: np.ndarray | None, units: str | None, where: str, widths_like: float | None = None
           ) -> tuple[np.ndarray | None, float]:
-    """Wavelengths in nm, and the factor.  Raises SceneFormatError for a unit that is unknown, or values that none fits."""
+    """Wavelengths in nm, and the factor.  Raises SceneFormatError for a unit that is unknown."""
     if values is None:
         return None, widths_like or 1.0
     word = (units or "").strip().lower()
@@ -53,7 +53,8 @@ def in_nm(values: np.ndarray | None, units: str | None, where: str, widths_like:
     elif word in TO_NM:
         factor = TO_NM[word]
     else:
-        raise SceneFormatError(f"{where}: the unit of its wavelengths, {units[:40]}, is not known. Give wavelength_units: nm "
+        raise SceneFormatError(f"{where}: the unit of its wavelengths, {units[:40]}, is not known. Give "
+                               "wavelength_units: nm "
                                "or um in the scene file, and the wavelengths in it.")
     return np.asarray(values, np.float64) * factor, factor
 
@@ -97,7 +98,8 @@ def _checked(nm: np.ndarray, order: np.ndarray, where: str) -> np.ndarray | None
     kept = nm[order]
     if np.isfinite(kept).all() and kept.min() >= RANGE[0] and kept.max() <= RANGE[1]:
         return nm
-    log.warning("%s: its wavelengths run from %g to %g nm, which no imaging spectrometer measures; they are ignored. Give "
+    log.warning("%s: its wavelengths run from %g to %g nm, which no imaging spectrometer measures; they are ignored. "
+                "Give "
                 "wavelengths and wavelength_units in the scene file.", where, kept.min(), kept.max())
     return None
 

@@ -37,8 +37,8 @@ MOST_BANDS = 100_000
 
 @dataclass
 class FileEntry:
-    """A file (or a pattern or list of tiles), in it the variable's name or the polygons' column of classes, and the value
-    that means no data."""
+    """A file (or a pattern or list of tiles), in it the variable's name or the polygons' column of classes, and the
+    value that means no data."""
 
     file: str = ""
     key: Optional[str] = None
@@ -113,13 +113,16 @@ def read_description(path: Path) -> SceneFile:
     _put_back(entry, free)
     _check_names(entry, path)
     if not entry.class_names and entry.labels or len(set(map(_folded, entry.class_names))) < len(entry.class_names):
-        raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike (upper case, spaces and "
+        raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike (upper case, "
+                               "spaces and "
                                "look-alike letters do not count).")
     if entry.axes is not None and sorted(entry.axes) != ["b", "c", "r"]:
-        raise SceneFormatError(f"{path}: axes must hold r (rows), c (columns) and b (bands) once each, in the order of the "
+        raise SceneFormatError(f"{path}: axes must hold r (rows), c (columns) and b (bands) once each, in the order "
+                               "of the "
                                "file, as in axes: brc.")
     if isinstance(entry.wavelengths, FileEntry) and entry.wavelengths.key is None:
-        raise SceneFormatError(f"{path}: wavelengths need the variable's name, as in {{file: scene.mat, key: wavelength}}.")
+        raise SceneFormatError(f"{path}: wavelengths need the variable's name, as in "
+                               f"{{file: scene.mat, key: wavelength}}.")
     if isinstance(entry.fwhm, list) and not np.isfinite(entry.fwhm).all():
         raise SceneFormatError(f"{path}: fwhm must be finite.")
     if isinstance(entry.wavelengths, list):
@@ -154,16 +157,18 @@ def _put_back(entry: SceneFile, free: dict[str, Any]) -> None:
 
 
 def _check_classes(classes: Any, names: Any, path: Path) -> None:
-    """Raises SceneFormatError if classes is no dictionary of ids or of names in a column, or differs from class_names."""
+    """Raises SceneFormatError if classes holds no ids and no names, or differs from class_names."""
     def fits(value: Any) -> bool:
         return isinstance(value, (int, str)) and not isinstance(value, bool)
 
     if not isinstance(classes, dict) or not classes or not all(
             fits(one) or isinstance(one, list) and one and all(map(fits, one)) for one in classes.values()):
-        raise SceneFormatError(f"{path}: classes must say what each class is called in the label file: its ids, as in classes: "
+        raise SceneFormatError(f"{path}: classes must say what each class is called in the label file: its ids, as in "
+                               "classes: "
                                "{road: [2, 7]}, or its names in a column of polygons, as in classes: {road: asphalt}.")
     if names is not None and names != list(classes):
-        raise SceneFormatError(f"{path}: class_names and classes name other classes, or in another order. Leave class_names "
+        raise SceneFormatError(f"{path}: class_names and classes name other classes, or in another order. Leave "
+                               "class_names "
                                "out.")
     every = [str(value) for one in classes.values() for value in (one if isinstance(one, list) else [one])]
     if len(set(every)) < len(every):

@@ -279,7 +279,8 @@ def _check_length(path: Path, file: rasterio.DatasetReader, packed: bool) -> Non
     offset = header.get("header_offset", "0").strip()
     needed = _bytes(path, file) + (int(offset) if offset.isdecimal() else 0)
     if path.stat().st_size < needed:
-        raise SceneFormatError(f"{path} has {path.stat().st_size:,} bytes, its header says {needed:,}. It is a truncated "
+        raise SceneFormatError(f"{path} has {path.stat().st_size:,} bytes, its header says {needed:,}. It is a "
+                               "truncated "
                                "copy, or the header belongs to another file: copy it again.")
 
 

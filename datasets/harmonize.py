@@ -39,6 +39,17 @@ def check_fit(scene: Scene, bands: int, class_names: tuple[str, ...], trained_on
                         f"{list(scene.class_names)}. Use the first order.")
 
 
+def check_learnable(scene: Scene) -> None:
+    """Raise PairError if a scene to train on shows one class alone, or has one band: its unit spectra are constant."""
+    if np.count_nonzero(scene.class_counts()) == 1:
+        raise PairError(f"{scene.name} has labelled pixels of one class alone; one class cannot be learnt. Label "
+                        "another one.")
+    if scene.bands == 1:
+        raise PairError(f"{scene.name} has one band. Spectra are scaled to length 1, and of one band all are the same "
+                        "then. "
+                        "Use a scene of several bands.")
+
+
 def check_patch(scene: Scene, patch_size: int) -> None:
     """Raise PairError if a patch reaches further beyond the scene's edge than the scene can be mirrored there."""
     if patch_size // 2 > min(scene.shape):

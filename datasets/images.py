@@ -5,31 +5,28 @@ Rows are read in pieces, so that memory holds the float32 cube and one piece.
 
 from __future__ import annotations
 
-import glob
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
-from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from datasets import formats, vrt
 from datasets.errors import SceneFormatError
 from datasets.scene import Georeference
+from model.plain import is_file
 
 log = logging.getLogger(__name__)
 
-PIECE = 1 << 24                                         # bytes of a file's values that are read at a time
+PIECE = 1 << 22                                         # bytes of a file's values that are read at a time
 FILLS = (-9999., -99999., -32768., -32767., -2147483648., float(np.finfo(np.float32).min), -1e34)    # in any band
 WHOLE_FILLS = (-999., -9998., 65535., 1e20, float(np.float32(9.96921e36)), float(np.finfo(np.float32).max))
 #                                                         in all bands: a single one may be a measurement
-MOST_TILES = 1000
 _DATA_SUFFIXES = ("", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -145,9 +142,10 @@ def read_image(path: Path, given: Facts | None = None) -> Image:
     """
     path = data_file(path)
     with formats.raster(path) as file:
-        bands = [band for band in file.indexes if file.colorinterp[band - 1] != ColorInterp.alpha]
+        alpha = _alpha(file, path)
+        bands = [band for band in file.indexes if band != alpha]
         facts = overridden(_facts(file, bands), given)
-        cube, fills = fill((file.height, file.width, len(bands)), _pieces(file, bands, path), facts)
+        cube, fills = fill((file.height, file.width, len(bands)), _pieces(file, bands, alpha, path), facts)
         return Image(cube, facts, dead_bands(cube), fills, file.dtypes[0])
 
 
@@ -166,9 +164,10 @@ def data_file(path: Path) -> Path:
     if path.suffix.lower() != ".hdr":
         return path
     for suffix in _DATA_SUFFIXES:
-        if (found := path.with_name(path.stem + suffix)).is_file():
+        if is_file(found := path.with_name(path.stem + suffix)):
             return found
-    raise SceneFormatError(f"{path} is an ENVI header, and its data file {path.stem} (.img, .dat, .bsq, .bil, .bip, .raw) "
+    raise SceneFormatError(f"{path} is an ENVI header, and its data file {path.stem} (.img, .dat, .bsq, .bil, .bip, "
+                           ".raw) "
                            "is not beside it. Put it there.")
 
 
@@ -179,7 +178,21 @@ def overridden(facts: Facts, given: Facts | None) -> Facts:
     return replace(facts, **{name: value for name, value in vars(given).items() if value is not None})
 
 
-def _pieces(file: rasterio.DatasetReader, bands: list[int], path: Path
+def _alpha(file: rasterio.DatasetReader, path: Path) -> int | None:
+    """The alpha band, where it marks no data.  GDAL calls the fourth band of any picture of bytes so: one that holds
+    more than nothing and all is a measurement."""
+    alphas = [band for band in file.indexes if file.colorinterp[band - 1] == ColorInterp.alpha]
+    if len(alphas) != 1 or file.count == 1:
+        return None
+    values = file.read(alphas[0])
+    if (((values == 0) | (values == values.max())).all()) and values.max() > 0:
+        return alphas[0]
+    log.warning("%s: band %d is marked as alpha, but holds more than two values: it is read as a measurement.", path,
+                alphas[0] - 1)
+    return None
+
+
+def _pieces(file: rasterio.DatasetReader, bands: list[int], alpha: int | None, path: Path
             ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
     """Rows of a raster, a piece at a time, whole blocks where they are not too large."""
     masked = _is_masked(file, path)
@@ -190,21 +203,21 @@ def _pieces(file: rasterio.DatasetReader, bands: list[int], path: Path
     for top in range(0, file.height, height):
         window = Window(0, top, file.width, min(height, file.height - top))
         valid = file.dataset_mask(window=window) > 0 if masked else None
+        if alpha is not None:
+            valid = file.read(alpha, window=window) > 0
         yield slice(top, top + window.height), np.moveaxis(file.read(bands, window=window), 0, 2), valid
 
 
 def _is_masked(file: rasterio.DatasetReader, path: Path) -> bool:
-    """Whether a raster has a mask or an alpha band.  Raises SceneFormatError for a mask file that is no GeoTIFF: GDAL
+    """Whether a raster has a mask.  Raises SceneFormatError for a mask file that is no GeoTIFF: GDAL
     would open it by any driver."""
     for beside in (path.with_name(path.name + ".msk"), path.with_name(path.name + ".MSK")):
-        if beside.is_file():
+        if is_file(beside):
             if not vrt.is_geotiff(beside):
                 raise SceneFormatError(f"{beside} is no GeoTIFF. A mask file beside an image must be one; convert it.")
             with rasterio.open(beside, driver="GTiff") as mask:
                 formats.check_raster(beside, mask)
-    if any(kind == ColorInterp.alpha for kind in file.colorinterp):
-        return True
-    return any(MaskFlags.per_dataset in flags for flags in file.mask_flag_enums)
+    return any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in file.mask_flag_enums)
 
 
 def _facts(file: rasterio.DatasetReader, bands: list[int]) -> Facts:
@@ -243,65 +256,3 @@ def _numbers(words: list[str]) -> np.ndarray | None:
 
 def _unit(whole: dict[str, str], tags: list[dict[str, str]]) -> str | None:
     return tags[0].get("wavelength_units") or tags[0].get("wavelength_unit") or whole.get("wavelength_units")
-
-
-# Tiles
-
-def tiles_of(folder: Path, pattern: str | list[str]) -> list[Path]:
-    """The files of a pattern or list, in order.  Raises SceneFormatError if there is none, or they lie elsewhere."""
-    names = [pattern] if isinstance(pattern, str) else pattern
-    found: list[Path] = []
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts or "**" in name:
-            raise SceneFormatError(f"the tiles {name[:200]} must lie in the scene's folder: name them by a plain pattern.")
-        found += sorted(Path(one) for one in glob.glob(str(Path(glob.escape(str(folder))) / name)))
-    if not found or len(found) > MOST_TILES:
-        raise SceneFormatError(f"{folder}: {len(found)} files are called {', '.join(names)[:200]}; expected 1 to "
-                               f"{MOST_TILES} tiles.")
-    return list(dict.fromkeys(found))
-
-
-def read_tiles(paths: list[Path], given: Facts | None = None) -> Image:
-    """One scene in several GeoTIFFs on one grid, as Image; where two overlap, the later one's data stand.
-
-    Raises SceneFormatError if their CRS, pixels or bands differ.
-    """
-    frames = [_frame(path) for path in paths]
-    first = frames[0]
-    for path, frame in zip(paths, frames):
-        if frame[0] != first[0] or not np.allclose(frame[1][:2] + frame[1][3:5], first[1][:2] + first[1][3:5]) \
-                or frame[4] != first[4]:
-            raise SceneFormatError(f"{path} has another CRS, pixel size or number of bands than {paths[0].name}. Tiles "
-                                   "of one scene share them: resample them.")
-    corners = []
-    for path, (_, transform, *_) in zip(paths, frames):
-        column, row = ~Affine(*first[1]) * (transform[2], transform[5])
-        if max(abs(row - round(row)), abs(column - round(column))) > 0.01:
-            raise SceneFormatError(f"{path} lies between the pixels of {paths[0].name}. Resample the tiles to one grid.")
-        corners.append((round(row), round(column)))
-    top, left = np.min(corners, axis=0)
-    height = max(row - top + frame[2] for (row, _), frame in zip(corners, frames))
-    width = max(column - left + frame[3] for (_, column), frame in zip(corners, frames))
-    if height * width > 16 * sum(frame[2] * frame[3] for frame in frames):
-        raise SceneFormatError(f"{paths[0].parent}: the tiles lie far apart ({height} × {width} pixels in all). Map them "
-                               "as scenes of their own.")
-    formats.check_memory(paths[0], int(height) * int(width) * first[4], 0)
-    cube = np.full((height, width, first[4]), np.nan, np.float32)
-    fills: dict[float, int] = {}
-    for path, (row, column) in zip(paths, corners):
-        image = read_image(path, given)
-        part = cube[row - top:row - top + image.cube.shape[0], column - left:column - left + image.cube.shape[1]]
-        np.copyto(part, image.cube, where=np.isfinite(image.cube))
-        fills = {value: fills.get(value, 0) + image.fills.get(value, 0) for value in fills | image.fills}
-    transform = Affine(*first[1]) * Affine.translation(int(left), int(top))
-    facts = replace(image.facts, place=Georeference(first[0], tuple(transform)[:6]))
-    return Image(cube, facts, dead_bands(cube), fills, image.dtype)
-
-
-def _frame(path: Path) -> tuple[str, tuple[float, ...], int, int, int]:
-    """CRS, transform, height, width and bands of a tile."""
-    with formats.raster(path) as file:
-        place = formats.place_of(file)
-        if place is None or place.transform is None:
-            raise SceneFormatError(f"{path} has no georeference; tiles are put together by it. Join them first.")
-        return place.crs, place.transform, file.height, file.width, file.count

@@ -54,9 +54,11 @@ def on_grid(labels: np.ndarray, place: Georeference | None, shape: tuple[int, in
               dst_crs=crs if same_crs else cube_place.crs, init_dest_nodata=False,
               resampling=Resampling.mode if finer else Resampling.nearest)
     if labels.any() and not moved.any():
-        raise SceneFormatError(f"{path}: no label lies on the cube. By their georeference (CRS and transform) the two show "
+        raise SceneFormatError(f"{path}: no label lies on the cube. By their georeference (CRS and transform) the two "
+                               "show "
                                "different places. Correct one of them, or take the labels' georeference away.")
-    log.warning("%s: the labels lie on another grid than the cube; they are put on the cube's pixels (%d of %d labelled).",
+    log.warning("%s: the labels lie on another grid than the cube; they are put on the cube's pixels (%d of %d "
+                "labelled).",
                 path, np.count_nonzero(moved), moved.size)
     return moved.astype(np.int64)
 
@@ -93,6 +95,7 @@ def without_void(labels: np.ndarray, n_classes: int, path: Path) -> np.ndarray:
     beyond = np.unique(labels[labels > n_classes])
     if beyond.tolist() != [VOID]:
         return labels
-    log.warning("%s: 255 is read as unlabelled (%d pixels): only %d classes are named. If so, say labels: {file: %s, nodata: "
+    log.warning("%s: 255 is read as unlabelled (%d pixels): only %d classes are named. If so, say labels: "
+                "{file: %s, nodata: "
                 "255}.", path, (labels == VOID).sum(), n_classes, path.name)
     return np.where(labels == VOID, 0, labels)

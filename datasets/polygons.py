@@ -52,8 +52,10 @@ class Polygons:
         if found is None and column is None and len(known) == 1:
             found = next(iter(self.columns))
         if found is None:
-            raise SceneFormatError(f"{path}: no column of classes is {'called ' + column if column else 'found'}; it has "
-                                   f"{', '.join(list(self.columns)[:20]) or 'none'}. Name one: labels: {{file: {path.name}, "
+            raise SceneFormatError(f"{path}: no column of classes is {'called ' + column if column else 'found'}; it "
+                                   "has "
+                                   f"{', '.join(list(self.columns)[:20]) or 'none'}. Name one: labels: "
+                                   f"{{file: {path.name}, "
                                    "key: COLUMN}.")
         return self.columns[found]
 
@@ -106,7 +108,8 @@ def _check_tables(path: Path) -> None:
         layers = [name for name, in data.execute("SELECT table_name FROM gpkg_geometry_columns")]
         kinds = dict(data.execute("SELECT name, type || ' ' || coalesce(upper(sql), '') FROM sqlite_master"))
     if len(layers) != 1:
-        raise SceneFormatError(f"{path} has {len(layers)} layers of geometries; expected one. Save the layer of labels as a "
+        raise SceneFormatError(f"{path} has {len(layers)} layers of geometries; expected one. Save the layer of "
+                               "labels as a "
                                "file of its own.")
     if not kinds.get(layers[0], "").startswith("table CREATE TABLE"):
         raise SceneFormatError(f"{path}: its layer is no plain table. Save it as a new GeoPackage.")
@@ -127,7 +130,8 @@ def burnt(polygons: Polygons, classes: list[str], names: dict[str, list[str]], s
     Raises SceneFormatError if the cube has no place, or no polygon lies on it.
     """
     if place is None or place.transform is None or not place.crs and polygons.crs:
-        raise SceneFormatError(f"{path}: polygons need a cube with a georeference (CRS and transform). Save the cube with one, "
+        raise SceneFormatError(f"{path}: polygons need a cube with a georeference (CRS and transform). Save the cube "
+                               "with one, "
                                "or give the labels as a raster of the cube's size.")
     number = {name: k for k, listed in enumerate(names.values(), 1) for name in listed}
     if unknown := sorted(set(classes) - set(number) - {""}):
@@ -143,7 +147,8 @@ def burnt(polygons: Polygons, classes: list[str], names: dict[str, list[str]], s
         cover = _cover(geometries, shape, Affine(*place.transform))
         labels[cover > best], best = k, np.maximum(best, cover)
     if not labels.any():
-        raise SceneFormatError(f"{path}: no polygon of a class covers half a pixel of the cube. Check that both show one "
+        raise SceneFormatError(f"{path}: no polygon of a class covers half a pixel of the cube. Check that both show "
+                               "one "
                                "place, and the classes' names.")
     return labels
 

@@ -40,7 +40,8 @@ def read(path: Path) -> tuple[np.ndarray, Product] | None:
                 return _emit(file, path)
             return _prisma(file, path) if PRISMA in file else None
     except (KeyError, ValueError, OSError, RuntimeError, TypeError, IndexError, CRSError) as error:
-        raise SceneFormatError(f"{path} cannot be read as EMIT or PRISMA ({' '.join(str(error).split())[:200]}). It may be "
+        raise SceneFormatError(f"{path} cannot be read as EMIT or PRISMA ({' '.join(str(error).split())[:200]}). It "
+                               "may be "
                                "truncated: download it again.") from error
 
 

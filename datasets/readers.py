@@ -15,10 +15,11 @@ from datasets.benchmark import BENCHMARK, check_scene
 from datasets.description import SCENE_CONFIGS, FileEntry, SceneFile, find_description, read_description
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_mat, read_raster
-from datasets.images import Facts, Image, data_file, read_image, read_tiles, tiles_of
+from datasets.images import Facts, Image, data_file, read_image
 from datasets.labels import as_labels, on_grid, renumbered, without_void
 from datasets.polygons import Polygons, burnt, read_polygons
 from datasets.scene import Georeference, Scene
+from datasets.tiles import read_tiles, tiles_of
 from model.plain import is_file
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ def load_scene(name: str, data_path: str | None = None) -> Scene:
 
 @dataclass
 class Reading:
-    """A scene, and what was found and done on the way: the image's facts, the bands kept, the share of broken pixels."""
+    """A scene, and what was found on the way: the image's facts, the bands kept, the share of broken pixels, the scene
+    file's content, and the shape of the cube in the file."""
 
     scene: Scene
     image: Image
@@ -65,8 +67,8 @@ def read_scene_file(path: Path, data_path: str | None = None, entry: SceneFile |
     entry = entry or read_description(path)
     folder = data_folder(entry, path, data_path)
     files = _files(entry, folder)
-    given = Facts(_wavelengths(entry.wavelengths, folder), entry.wavelength_units, None, None, entry.nodata, entry.scale,
-                  entry.offset)
+    given = Facts(_wavelengths(entry.wavelengths, folder), entry.wavelength_units, nodata=entry.nodata,
+                  scale=entry.scale, offset=entry.offset)
     labels = None if entry.labels is None else _read_labels(entry, folder)
     size = labels[0].shape if labels and isinstance(labels[0], np.ndarray) else None
     image = _read_cube(entry, folder, given, size)
@@ -124,7 +126,8 @@ def _read_cube(entry: SceneFile, folder: Path, given: Facts, labels: tuple[int, 
         bands = None if given.wavelengths is None else len(given.wavelengths)
         return arrays.read_cube(path, entry.cube.key, entry.axes, given, labels, bands)
     if entry.axes not in (None, "rcb"):
-        raise SceneFormatError(f"{path}: axes is for MATLAB, NumPy and HDF5 files; an image says itself which axis is which.")
+        raise SceneFormatError(f"{path}: axes is for MATLAB, NumPy and HDF5 files; an image says itself which axis is "
+                               "which.")
     return read_image(path, given)
 
 
@@ -150,7 +153,8 @@ def _on_cube(entry: SceneFile, folder: Path, read: tuple, image: Image) -> np.nd
         return burnt(found, found.classes(entry.labels.key, path), names, shape, image.facts.place, path)
     if entry.ids is not None:
         if not all(isinstance(one, int) for listed in entry.ids.values() for one in listed):
-            raise SceneFormatError(f"{path}: classes must give ids (whole numbers) for a label map; names are for polygons.")
+            raise SceneFormatError(f"{path}: classes must give ids (whole numbers) for a label map; names are for "
+                                   "polygons.")
         found = renumbered(found, entry.ids)
     else:
         found = without_void(found, len(entry.class_names), path)
@@ -159,12 +163,13 @@ def _on_cube(entry: SceneFile, folder: Path, read: tuple, image: Image) -> np.nd
 
 def _tell_fills(name: str, image: Image) -> None:
     for value, pixels in image.fills.items():
-        log.warning("%s: %d pixels hold %g, a fill value that the file does not declare; they count as no data. If so, say "
+        log.warning("%s: %d pixels hold %g, a fill value that the file does not declare; they count as no data. If "
+                    "so, say "
                     "nodata: %g in the scene file.", name, pixels, value, value)
 
 
 def _rgb(entry: SceneFile, chosen: Chosen, bands: int) -> tuple[int, int, int]:
-    """Bands of false colour.  The scene file counts those of the file; for one that is left out stands the nearest kept."""
+    """Bands of false colour.  The scene file counts those of the file; the nearest stands for one left out."""
     if entry.rgb_bands is None:
         return _default_rgb(bands)
     most = chosen.order.max() + len(chosen.dropped)

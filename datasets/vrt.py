@@ -24,7 +24,8 @@ _KEPT = {                                               # element -> its attribu
     "SimpleSource": {"resampling"}, "ComplexSource": {"resampling"},
     "SourceFilename": {"relativeToVRT", "relativetoVRT", "shared"}, "SourceBand": set(),
     "SourceProperties": {"RasterXSize", "RasterYSize", "DataType", "BlockXSize", "BlockYSize"}, "SrcRect": _PLACE,
-    "DstRect": _PLACE, "NODATA": set(), "ScaleOffset": set(), "ScaleRatio": set(), "UseMaskBand": set(), "Offset": set(), "Scale": set(), "ColorInterp": set(),
+    "DstRect": _PLACE, "NODATA": set(), "ScaleOffset": set(), "ScaleRatio": set(), "UseMaskBand": set(),
+    "Offset": set(), "Scale": set(), "ColorInterp": set(),
     "Metadata": set(), "MDI": {"key"}}
 _WITHOUT_EFFECT = {                                     # on the values that are read
     "OverviewList", "Histograms", "Description", "CategoryNames", "ColorTable", "UnitType"}

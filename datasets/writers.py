@@ -66,7 +66,8 @@ def _georeferenced(place: Georeference) -> dict[str, object]:
     """A georeference as rasterio's arguments; control points stay control points."""
     crs = {"crs": place.crs} if place.crs else {}
     if not place.crs:
-        log.warning("The scene has no coordinate reference system; its map has the same transform and none, either. Set "
+        log.warning("The scene has no coordinate reference system; its map has the same transform and none, either. "
+                    "Set "
                     "one in QGIS (Layer > Set CRS).")
     if place.transform is None:
         return crs | {"gcps": [GroundControlPoint(*point) for point in place.points]}

@@ -49,11 +49,12 @@ class Place:
                 "compare": ["compare", run, str(self.other.path), "--out", out],
                 "report": ["report", runs, "--out", out],
                 "study": ["study", run, "--out", out, "--insert", page],
+                "describe": ["describe", f"{self.folder}/originals/Houston13.mat", "--out", out],
                 "prepare": ["prepare", "houston", "--from", f"{self.folder}/originals", "--out", out, "--overwrite"],
                 }[command]
 
 
-AGAIN = ("predict", "export", "figures", "gallery", "tables", "compare", "study", "report", "prepare")
+AGAIN = ("predict", "export", "figures", "gallery", "tables", "compare", "study", "report", "prepare", "describe")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -9,19 +9,20 @@ from typing import Optional
 
 import numpy as np
 import yaml
+from rasterio.crs import CRS
 
 from datasets import arrays, polygons
 from datasets.description import FileEntry, SceneFile
 from datasets.errors import SceneFormatError, SceneNotFoundError
 from datasets.formats import read_raster
 from datasets.harmonize import warn_of_hot_pixels
-from datasets.images import data_file
+from datasets.images import Facts, data_file
 from datasets.labels import VOID, as_labels
 from datasets.readers import Reading, find_description, read_scene_file
+from datasets.scene import Georeference
 from model.errors import ConfigError
 from model.files import replacing
 from model.plain import is_file
-from rasterio.crs import CRS
 from utils.figures import scenes, sheet
 from utils.run.flags import Parser
 
@@ -32,9 +33,11 @@ NEAR = 40.0                                             # nm: a band that can st
 
 def describe_parser() -> Parser:
     parser = Parser("describe", describe.__doc__)
-    parser.add_argument("files", nargs="+", help="cubes (GeoTIFF, ENVI, MATLAB, NumPy, HDF5), scene files, or names of scenes")
+    parser.add_argument("files", nargs="+", help="cubes (GeoTIFF, ENVI, MATLAB, NumPy, HDF5), scene files, or names "
+                                                 "of scenes")
     parser.add_argument("--labels", type=Optional[Path], default=None,
-                        help="label map or polygons (GeoJSON, GeoPackage, shapefile) of the cube; its classes are found")
+                        help="label map or polygons (GeoJSON, GeoPackage, shapefile) of the cube; its classes are "
+                             "found")
     parser.add_argument("--key", type=Optional[str], default=None, help="the cube's variable in its file")
     parser.add_argument("--labels_key", type=Optional[str], default=None,
                         help="the label map's variable, or the polygons' column of classes")
@@ -105,7 +108,8 @@ def _colours(wavelengths: np.ndarray | None) -> tuple[int, int, int] | None:
     if wavelengths is None:
         return None
     found = [int(np.abs(wavelengths - colour).argmin()) for colour in COLOURS]
-    return tuple(found) if all(abs(wavelengths[band] - colour) <= NEAR for band, colour in zip(found, COLOURS)) else None
+    near = all(abs(wavelengths[band] - colour) <= NEAR for band, colour in zip(found, COLOURS))
+    return tuple(found) if near else None
 
 
 def _classes(path: Path, entry: FileEntry) -> dict[str, int | str]:
@@ -114,7 +118,8 @@ def _classes(path: Path, entry: FileEntry) -> dict[str, int | str]:
         raise SceneNotFoundError(f"{path} does not exist.")
     if path.suffix.lower() in polygons.SUFFIXES:
         found = polygons.read_polygons(path)
-        names = sorted(set(found.classes(entry.key, path)) - {""}, key=lambda name: (len(name) if name.isdigit() else 0, name))
+        names = sorted(set(found.classes(entry.key, path)) - {""},
+                       key=lambda name: (len(name) if name.isdigit() else 0, name))
         made = {f"class {name}" if name.lstrip("-").isdigit() else name: name for name in names}
     else:
         if path.suffix.lower() in arrays.SUFFIXES:
@@ -125,7 +130,8 @@ def _classes(path: Path, entry: FileEntry) -> dict[str, int | str]:
         ids = ids[(ids > 0) & ~((ids == VOID) & (len(ids) < VOID - 1))]
         made = {f"class {number}": int(number) for number in ids[:MOST_CLASSES + 1]}
     if not 0 < len(made) <= MOST_CLASSES:
-        raise SceneFormatError(f"{path} holds {len(made) or 'no'} classes{' or more' * (len(made) > MOST_CLASSES)}; expected 1 to "
+        raise SceneFormatError(f"{path} holds {len(made) or 'no'} classes{' or more' * (len(made) > MOST_CLASSES)}; "
+                               "expected 1 to "
                                f"{MOST_CLASSES}. Is it a label file? Name its variable or column with --labels_key.")
     return made
 
@@ -147,20 +153,21 @@ def _in_words(reading: Reading) -> list[str]:
         rows.append(("left out", f"{len(bands)} bands, {reason}: {_runs(bands)}"))
     if (np.diff(chosen.order) < 0).any():
         rows.append(("reordered", "bands are put in order of wavelength"))
-    rows.append(("as a scene", f"{scene.shape[0]} × {scene.shape[1]} × {scene.bands}; {(~there).sum():,} pixels are zero and "
+    rows.append(("as a scene", f"{scene.shape[0]} × {scene.shape[1]} × {scene.bands}; {(~there).sum():,} pixels are "
+                               "zero and "
                  "never labelled"))
     counts = scene.class_counts()
-    rows += [("class", f"{k} {name}: {count:,} pixels") for k, (name, count) in enumerate(zip(scene.class_names, counts), 1)]
+    rows += [("class", f"{k} {name}: {count:,} pixels")
+             for k, (name, count) in enumerate(zip(scene.class_names, counts), 1)]
     if not counts.sum():
         rows.append(("labels", "none"))
     return [scene.name, *(f"  {name:<14} {said}" for name, said in rows)]
 
 
-def _scaled(facts) -> str:
+def _scaled(facts: Facts) -> str:
     said = [f"{name} {np.ravel(value)[0]:g}{' …' if np.ptp(value) else ''}"
             for name, value in (("scale", facts.scale), ("offset", facts.offset)) if value is not None]
-    return f" (stored values × {' , '.join(said)})".replace("× scale", "with scale").replace("× offset", "with offset") \
-        if said else ""
+    return f" (with {' and '.join(said)})" if said else ""
 
 
 def _wavelengths(reading: Reading) -> str:
@@ -176,7 +183,7 @@ def _wavelengths(reading: Reading) -> str:
             f"{facts.units or 'no unit'}, {order}){width}")
 
 
-def _place(place) -> str:
+def _place(place: Georeference | None) -> str:
     if place is None:
         return "unknown"
     crs = "no CRS"
@@ -211,8 +218,10 @@ def _write(path: Path, reading: Reading) -> None:
     content |= {"axes": entry.axes} if entry.axes else {}
     if len(reading.image.fills) == 1 and facts.nodata is None:
         content["nodata"] = float(next(iter(reading.image.fills)))
-    known = "" if facts.wavelengths is not None else \
-        f"# wavelengths: [[400, 1000, {reading.stored[2]}]]        # nm: the file does not say them; correct these and take the # away\n"
+    known = ""
+    if facts.wavelengths is None:
+        known = (f"# wavelengths: [[400, 1000, {reading.stored[2]}]]        # nm: the file does not say them; correct "
+                 "these and take the first # away\n")
     told = "".join(f"# {line}\n" for line in _in_words(reading)[1:] if not line.lstrip().startswith("class"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datasets.correction import NONE, Correction, Mixture, Reference, corrected, doubts, mixture_of, reference_of
-from datasets.harmonize import check_pair, check_patch, preprocess, unit_spectra, warn_of_hot_pixels
+from datasets.harmonize import check_learnable, check_pair, check_patch, preprocess, unit_spectra, warn_of_hot_pixels
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
 from datasets.readers import scene_digests
@@ -151,6 +151,7 @@ def read_pair(config: TrainConfig) -> tuple[Scene, Scene | None]:
         check_pair(source, target, config.patch_size)
         if target.sha256 == source.sha256 and not config.ceiling:
             log.warning("Source and target are the same files: the target's scores include training pixels.")
+    check_learnable(source)
     check_patch(source, config.patch_size)
     return source, target
 
