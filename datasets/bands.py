@@ -19,7 +19,6 @@ TO_NM = {"nm": 1.0, "nanometer": 1.0, "nanometers": 1.0, "nanometre": 1.0, "nano
 UNKNOWN = {"", "unknown", "index", "none"}
 RANGE = (100.0, 20_000.0)                               # nm: outside these no imaging spectrometer measures
 SMALLEST_NM = 50.0                                      # all below: micrometres, where no unit is given
-MOST_GIVEN = 100_000
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
@@ -39,11 +38,11 @@ class Chosen:
     dropped: dict[int, str]
 
 
-def in_nm(values: np.ndarray | None, units: str | None, where: str, widths_like: float | None = None
+def in_nm(values: np.ndarray | None, units: str | None, where: str
           ) -> tuple[np.ndarray | None, float]:
     """Wavelengths in nm, and the factor.  Raises SceneFormatError for a unit that is unknown."""
     if values is None:
-        return None, widths_like or 1.0
+        return None, 1.0
     word = (units or "").strip().lower()
     if word in UNKNOWN:
         factor = 1e3 if len(values) and max(values) < SMALLEST_NM else 1.0
@@ -59,7 +58,7 @@ def in_nm(values: np.ndarray | None, units: str | None, where: str, widths_like:
     return np.asarray(values, np.float64) * factor, factor
 
 
-def choose(bands: int, dead: np.ndarray, facts: Facts, drop: list, where: str, most: int | None = None) -> Chosen:
+def choose(bands: int, dead: np.ndarray, facts: Facts, drop: list, where: str) -> Chosen:
     """Which of a file's bands are kept: all but dead ones, those of its bad-band list, and those to `drop`.
 
     Raises SceneFormatError if none is left, or wavelengths do not fit the bands.

@@ -1,4 +1,4 @@
-"""Arrays out of files: MATLAB v5 and v7.3, GeoTIFF, ENVI, and mosaics of GeoTIFFs (VRT).
+"""Arrays out of files: MATLAB v5 and v7.3, HDF5, GeoTIFF, ENVI, and mosaics of GeoTIFFs (VRT).
 
 A file names no other file that is read for it: no links, no external storage, no network.  What it declares is held
 against its size and the free memory before anything is read.
@@ -113,6 +113,14 @@ def dataset(file: h5py.File, path: Path, key: str) -> h5py.Dataset:
         check_size(path, shape, found.dtype.itemsize, DEFLATE if hdf5.is_packed(found) else LEFT_OUT)
     hdf5.check_chunks(found)
     return found
+
+
+def holds(file: h5py.File, key: str) -> bool:
+    """Whether an HDF5 file holds this itself: what a link elsewhere names does not count, and is not opened."""
+    try:
+        return _linked(file, Path(file.filename), key) is not None
+    except SceneFormatError:
+        return False
 
 
 def mat_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.warp import reproject
@@ -19,7 +20,6 @@ NEAR = 0.01                                             # of a pixel: the same g
 FINER = 0.75                                            # of the cube's pixel: the majority is taken
 LARGEST_ID = 2 ** 31 - 1
 VOID = 255
-MOST_IDS = 100_000                                      # of one class
 
 
 def as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
@@ -68,7 +68,6 @@ def _placed(place: Georeference | None) -> bool:
 
 
 def _same(a: str, b: str) -> bool:
-    from rasterio.crs import CRS
     return a == b or CRS.from_wkt(a) == CRS.from_wkt(b)
 
 

@@ -36,9 +36,9 @@ def read(path: Path) -> tuple[np.ndarray, Product] | None:
         if not h5py.is_hdf5(path):
             return None
         with h5py.File(path, "r") as file:
-            if "sensor_band_parameters" in file:
+            if formats.holds(file, "sensor_band_parameters"):
                 return _emit(file, path)
-            return _prisma(file, path) if PRISMA in file else None
+            return _prisma(file, path) if formats.holds(file, PRISMA) else None
     except (KeyError, ValueError, OSError, RuntimeError, TypeError, IndexError, CRSError) as error:
         raise SceneFormatError(f"{path} cannot be read as EMIT or PRISMA ({' '.join(str(error).split())[:200]}). It "
                                "may be "
@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[np.ndarray, Product] | None:
 
 def _emit(file: h5py.File, path: Path) -> tuple[np.ndarray, Product]:
     """EMIT L1B radiance or L2A reflectance, as flown (not orthorectified): rows × columns × bands."""
-    key = next((name for name in ("reflectance", "radiance") if name in file), None)
+    key = next((name for name in ("reflectance", "radiance") if formats.holds(file, name)), None)
     if key is None:
         raise SceneFormatError(f"{path} holds neither reflectance nor radiance. Take EMIT's L2A_RFL or L1B_RAD file.")
     values = formats.dataset(file, path, key)
@@ -58,7 +58,7 @@ def _emit(file: h5py.File, path: Path) -> tuple[np.ndarray, Product]:
 
     def of(name: str) -> np.ndarray | None:
         whole = f"sensor_band_parameters/{name}"
-        return np.asarray(formats.dataset(file, path, whole)[()], np.float64) if whole in file else None
+        return np.asarray(formats.dataset(file, path, whole)[()], np.float64) if formats.holds(file, whole) else None
 
     good = of("good_wavelengths")
     fill = values.attrs.get("_FillValue")
@@ -69,7 +69,7 @@ def _emit(file: h5py.File, path: Path) -> tuple[np.ndarray, Product]:
 
 def _swath(file: h5py.File, path: Path, shape: tuple[int, int]) -> Georeference | None:
     """Control points of a swath from the longitude and latitude of its pixels."""
-    if "location/lon" not in file or "location/lat" not in file:
+    if not (formats.holds(file, "location/lon") and formats.holds(file, "location/lat")):
         return None
     lon, lat = (formats.dataset(file, path, f"location/{name}") for name in ("lon", "lat"))
     if lon.shape != shape or lat.shape != shape:

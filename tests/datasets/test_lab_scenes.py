@@ -3,6 +3,7 @@
 import json
 import logging
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -400,6 +401,25 @@ def test_emit(tmp_path):
     assert not scene.cube[0, 0].any() and scene.fwhm.tolist() == [8] * 4
     np.testing.assert_allclose(scene.wavelengths, NM[WITHOUT_2])
     assert scene.georeference.points[0] == (0.5, 0.5, 13, 52, 0)
+
+
+@pytest.mark.parametrize("name, told", [("sensor_band_parameters", "needs the variable's name"), ("reflectance", "holds neither")])
+def test_a_product_leads_to_no_other_file(tmp_path, name, told):
+    with h5py.File(tmp_path / "other.nc", "w") as file:
+        file["sensor_band_parameters/wavelengths"], file["reflectance"] = NM, CUBE
+    with h5py.File(tmp_path / "emit.nc", "w") as file:
+        if name == "reflectance":
+            file["sensor_band_parameters/wavelengths"] = NM
+        file[name] = h5py.ExternalLink(str(tmp_path / "other.nc"), name)
+    with pytest.raises(SceneFormatError, match=told):
+        load_scene(described(tmp_path, "emit.nc", None))
+
+
+def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("c.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (9000, 9000, 99)})
+    with pytest.raises(SceneFormatError, match="a.npz declares 9000 × 9000 × 99 values"):
+        load_scene(described(tmp_path, "a.npz", None))
 
 
 def test_prisma(tmp_path):
