@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from argparse import ArgumentError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional, Union
 
@@ -51,7 +51,7 @@ class SceneFile:
 
     name: str
     cube: FileEntry
-    class_names: list[str]
+    class_names: list[str] = field(default_factory=list)
     folder: Optional[str] = None
     labels: Optional[FileEntry] = None
     wavelengths: Union[FileEntry, list[float], list[tuple[float, float, int]], None] = None
@@ -83,7 +83,7 @@ def read_description(path: Path) -> SceneFile:
         raise SceneFormatError(f"{path} is not a scene file (see configs/scene for examples): "
                                f"{' '.join(str(error).split())[:400]}") from error
     _check_names(entry, path)
-    if not entry.class_names or len(set(entry.class_names)) < len(entry.class_names):
+    if not entry.class_names and entry.labels or len(set(entry.class_names)) < len(entry.class_names):
         raise SceneFormatError(f"{path}: class_names must name at least one class, and no two alike.")
     if isinstance(entry.wavelengths, FileEntry) and entry.wavelengths.key is None:
         raise SceneFormatError(f"{path}: wavelengths need the variable's name, as in {{file: scene.mat, key: wavelength}}.")

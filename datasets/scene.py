@@ -41,6 +41,7 @@ class Scene:
     labels       [H, W] int64, 0 = unlabelled, 1..K = classes
     class_names  K names
     wavelengths  [B] band centres in nm, or None where they are unknown
+    fwhm         [B] full widths at half maximum in nm, or None
     rgb_bands    three band indices (red, green, blue) for false-colour pictures
     sha256       file name -> digest of every file that the scene was read from
     """
@@ -53,6 +54,7 @@ class Scene:
     rgb_bands: tuple[int, int, int] = (0, 0, 0)
     georeference: Georeference | None = None
     sha256: dict[str, str] = field(default_factory=dict)
+    fwhm: np.ndarray | None = None
 
     def __post_init__(self):
         self.verify()
@@ -91,5 +93,7 @@ class Scene:
                                    f"{self.n_classes} class names are given (0 = unlabelled).")
         if self.wavelengths is not None and len(self.wavelengths) != self.bands:
             raise SceneFormatError(f"{self.name}: {len(self.wavelengths)} wavelengths for {self.bands} bands.")
+        if self.fwhm is not None and len(self.fwhm) != self.bands:
+            raise SceneFormatError(f"{self.name}: {len(self.fwhm)} widths (fwhm) for {self.bands} bands.")
         if not all(0 <= band < self.bands for band in self.rgb_bands):
             raise SceneFormatError(f"{self.name}: rgb_bands {self.rgb_bands} are outside 0..{self.bands - 1}.")
