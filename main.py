@@ -27,7 +27,7 @@ from model.graphs import check_options
 from model.seeding import Streams
 from utils.commands import registry
 from utils.process import refusals_told
-from utils.run import estimate
+from utils.run import checkpoint, estimate
 from utils.run.build import augmentation, backend_of, build_method, choose_device, load_data
 from utils.run.config import parse_train
 from utils.run.environment import environment, peak_memory_mib, version
@@ -53,7 +53,8 @@ def train(argv: list[str]) -> RunFolder:
     check_options(config, device)
     with open_run(config.resume) if config.resume else nullcontext() as resumed:
         streams = Streams(config.seed, device)
-        data = load_data(config, device, streams.split)
+        common = checkpoint.common_of(checkpoint.load_run(resumed.checkpoint)) if resumed else None
+        data = load_data(config, device, streams.split, common)
         config = config if resumed else with_epochs(config, data)
         method = build_method(config, data.task, streams, device, data.adaptation)
         files = {} if resumed else method.begin_run()

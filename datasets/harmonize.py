@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from datasets.classes import matched, shared_classes
 from datasets.correction import NONE, Reference, corrected, reference_of
 from datasets.errors import PairError
+from datasets.grid import COMMON, Grid, grid_of_pair, on_grid
 from datasets.scene import Scene
 
 log = logging.getLogger(__name__)
@@ -19,24 +23,29 @@ BEYOND = 1e3              # times above them: no measurement
 RANGE = 1e6               # times above the median: more than a detector's 16 bits
 
 
-def check_pair(source: Scene, target: Scene, patch_size: int) -> None:
-    """Raise PairError if the two scenes cannot share a network.  Reads no target label."""
-    check_fit(target, source.bands, source.class_names, source.name)
-    check_patch(source, patch_size)
-    check_patch(target, patch_size)
+@dataclass(frozen=True)
+class Common:
+    """What all scenes of a run are brought to: bands and classes.  name: whose they are, for messages."""
 
+    grid: Grid
+    class_names: tuple[str, ...]
+    name: str = "the trained weights"
 
-def check_fit(scene: Scene, bands: int, class_names: tuple[str, ...], trained_on: str) -> None:
-    """Raise PairError if a scene has other bands or classes than what a network is trained on."""
-    if bands != scene.bands:
-        raise PairError(f"{trained_on}: {bands} bands; {scene.name}: {scene.bands} bands. Resample one of them to the "
-                        "other's wavelengths and save it as a scene of its own.")
-    if extra := [name for name in scene.class_names if name not in class_names]:
-        raise PairError(f"{scene.name} has classes that {trained_on} lacks: {', '.join(extra)}. They cannot be predicted: "
-                        f"remove them from {scene.name}'s label map.")
-    if scene.class_names != class_names[:scene.n_classes]:
-        raise PairError(f"{trained_on} and {scene.name} number their classes differently: {list(class_names)} and "
-                        f"{list(scene.class_names)}. Use the first order.")
+    @classmethod
+    def of_pair(cls, source: Scene, target: Scene | None, bands: str = COMMON) -> Common:
+        """Reads no pixel and no label.  Raises PairError if the two have too few bands or no class in common."""
+        return cls(grid_of_pair(source, target, bands), shared_classes(source, target), source.name)
+
+    def entries(self) -> dict[str, Any]:
+        """The same as plain values, for records; wavelengths (nm) and widths only where they are known."""
+        nm = {name: [float(value) for value in values] for name, values in (
+            ("wavelengths", self.grid.wavelengths), ("fwhm", self.grid.fwhm)) if values is not None}
+        return {"bands": self.grid.bands, "class_names": list(self.class_names), **nm}
+
+    def bring(self, scene: Scene) -> Scene:
+        """The scene with these bands and classes, before any preprocessing; itself where it has them.  Raises PairError
+        if that cannot be."""
+        return on_grid(matched(scene, self.class_names, self.name), self.grid, self.name)
 
 
 def check_learnable(scene: Scene) -> None:

@@ -20,13 +20,17 @@ def load_scene_or_simulate(name: str, data_path: str | None, severity: float, si
 
 def scene_folder(name: str, data_path: str | None, severity: float, simulation_seed: int,
                  gap: str = "fixed") -> str | None:
-    """The folder of a simulated scene's files, written first where it is missing; of any other scene, what was given."""
+    """The folder of a simulated scene's files, written first where it is missing; of any other scene, what was given.
+    Raises ConfigError for a folder that holds other files than simulated pairs."""
     if not read_description(find_description(name)).simulated:
         return data_path
     root = Path(data_path) if data_path else DATA_ROOT / "Simulated"
     kind = "" if gap == "fixed" else f"{gap}_"
     folder = root / f"{kind}severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
     if not folder.exists():
+        if data_path and root.is_dir() and any(root.iterdir()) and not any(root.glob("*severity*_seed*")):
+            raise ConfigError(f"--data_path {data_path} holds other files; the simulated pair is not written among them. Leave "
+                              "--data_path out for it, or name a folder of simulated pairs, or an empty one.")
         _write_once(folder, severity, simulation_seed, gap)
     return str(folder)
 

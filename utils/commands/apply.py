@@ -11,7 +11,9 @@ from typing import Literal, Optional
 import numpy as np
 
 from datasets.correction import NONE, Reference, reference_of
-from datasets.harmonize import check_fit, check_patch, preprocess, unit_spectra
+from datasets.classes import matched
+from datasets.grid import on_grid
+from datasets.harmonize import check_patch, preprocess, unit_spectra
 from datasets.patches import PatchSampler, place
 from datasets.scene import Scene
 from datasets.writers import write_map
@@ -67,18 +69,19 @@ class Choice:
 
 @dataclass
 class Member:
-    """Trained weights, and the statistics that their scene correction uses."""
+    """Trained weights, the scene with the bands that they see, and the statistics that their scene correction uses."""
 
     trained: Trained
+    scene: Scene
     reference: Reference | None
 
-    def unlabelled(self, scene: Scene) -> PatchSampler:
+    def unlabelled(self) -> PatchSampler:
         """Pixels of the scene, whatever their label, the same ones for every member."""
         config, device = self.trained.config, self.trained.device
-        return spread_sampler(scene, place(self.cube(scene), device), config, MOST_PIXELS)
+        return spread_sampler(self.scene, place(self.cube(), device), config, MOST_PIXELS)
 
-    def cube(self, scene: Scene) -> np.ndarray:
-        return preprocess(scene.cube, self.trained.config.scene_correction, self.reference)
+    def cube(self) -> np.ndarray:
+        return preprocess(self.scene.cube, self.trained.config.scene_correction, self.reference)
 
 
 def _apply(choice: Choice) -> tuple[list[Member], Scene, tuple[str, ...]]:
@@ -97,12 +100,11 @@ def _apply(choice: Choice) -> tuple[list[Member], Scene, tuple[str, ...]]:
             raise ConfigError(f"{run} was trained on other classes than {choice.run[0]}; their probabilities cannot be "
                               "averaged.")
     for trained in loaded:
-        check_fit(scene, trained.task.bands, class_names, "the trained weights")
         if len(class_names) != trained.task.n_classes:
             raise CheckpointError(f"The weights are for {trained.task.n_classes} classes; {scene.name} has "
                                   f"{len(class_names)}.")
         check_patch(scene, trained.task.patch_size)
-        scene = trained.sealed(scene)
+        scene = trained.sealed(matched(scene, class_names, "the trained weights"))
     return _members(choice, loaded, scene), scene, class_names
 
 
@@ -111,19 +113,24 @@ def _members(choice: Choice, loaded: list[Trained], scene: Scene) -> list[Member
     correcting = [trained for trained in loaded if trained.config.scene_correction != NONE]
     if choice.statistics_from and not correcting:
         raise ConfigError("--statistics_from has no use: the weights were trained without --scene_correction.")
-    reference = None
     if correcting:
         other = read_scene(loaded[0].config, choice.statistics_from) if choice.statistics_from else scene
-        if other.bands != scene.bands:
-            raise ConfigError(f"{other.name} has {other.bands} bands, {scene.name} {scene.bands}: its mean spectrum "
-                              "cannot be used.")
-        reference = reference_of(unit_spectra(other.cube))
         spread = correcting[0].run.read_run().get("source_spread") if correcting[0].run else None
-        warn_of_statistics(other, reference, spread)
-    members = [Member(trained, reference if trained in correcting else None) for trained in loaded]
+        warn_of_statistics(other, _reference(correcting[0], other), spread)
+    members = [Member(trained, _on_grid(trained, scene), _reference(trained, other) if trained in correcting else None)
+               for trained in loaded]
     for member in members if choice.adapt in (BN, TENT) else ():
-        adapt(member.trained.method, member.unlabelled(scene), choice.adapt)
+        adapt(member.trained.method, member.unlabelled(), choice.adapt)
     return members
+
+
+def _on_grid(trained: Trained, scene: Scene) -> Scene:
+    """The scene with the bands that the weights see."""
+    return on_grid(scene, trained.grid, "the trained weights")
+
+
+def _reference(trained: Trained, scene: Scene) -> Reference:
+    return reference_of(unit_spectra(_on_grid(trained, scene).cube))
 
 
 def _weights(choice: Choice, members: list[Member], scene: Scene, class_names: tuple[str, ...]) -> np.ndarray | None:
@@ -131,7 +138,7 @@ def _weights(choice: Choice, members: list[Member], scene: Scene, class_names: t
     if choice.adapt != PRIOR:
         return None
     trained_on = np.mean([training_shares(member.trained) for member in members], axis=0)
-    found = sum(probabilities(member.trained.method, member.unlabelled(scene)).cpu() for member in members)
+    found = sum(probabilities(member.trained.method, member.unlabelled()).cpu() for member in members)
     shares = scene_shares(found.numpy() / len(members), trained_on)
     log.info("Class shares in %s, estimated (in training): %s", scene.name, ", ".join(
         f"{name} {100 * there:.1f} % ({100 * before:.1f} %)"
@@ -153,7 +160,7 @@ def evaluate(words: list[str]) -> None:
     if not scene.labels.any():
         raise ConfigError(f"{scene.name} has no labelled pixel to score that these weights were not trained on; "
                           "'main.py predict' maps it.")
-    confusion = _confusion(members, scene, len(class_names), _weights(choice, members, scene, class_names))
+    confusion = _confusion(members, len(class_names), _weights(choice, members, scene, class_names))
     result, constant = scores(confusion), scores(constant_answer(confusion.sum(1)))
     whose = choice.weights or f"{', '.join(choice.run)}, {rule_words(choice.rule)}"
     print(f"{scene.name}, weights of {whose}{_reads(choice, members)} ({result.n} pixels)")
@@ -164,9 +171,9 @@ def evaluate(words: list[str]) -> None:
         print(f"  {name:<34} {text.MISSING if accuracy is None else f'{100 * accuracy:.2f}'}")
 
 
-def _confusion(members: list[Member], scene: Scene, n_classes: int, weights: np.ndarray | None) -> np.ndarray:
+def _confusion(members: list[Member], n_classes: int, weights: np.ndarray | None) -> np.ndarray:
     """Confusion matrix [K, K] of the weights, or of several ones' averaged probabilities, on the labelled pixels."""
-    samplers = [scene_sampler(scene, member.trained.config, member.trained.device, member.reference)
+    samplers = [scene_sampler(member.scene, member.trained.config, member.trained.device, member.reference)
                 for member in members]
     if len(members) == 1 and weights is None:
         return confusion_of(members[0].trained.method, samplers[0], n_classes)
@@ -195,7 +202,7 @@ def predict(words: list[str]) -> None:
         raise ConfigError(f"--out {choice.out} must end in .tif: the map is a GeoTIFF, a picture is written beside it.")
     members, scene, class_names = _apply(choice)
     path = Path(choice.out) if choice.out else Path(choice.run[0] if choice.run else ".") / f"{scene.name}_map.tif"
-    prediction = _map(members, scene, _weights(choice, members, scene, class_names))
+    prediction = _map(members, _weights(choice, members, scene, class_names))
     prediction[~scene.cube.any(axis=2)] = 0
     write_map(path, prediction, scene, class_names)
     picture = scenes.plot_maps(scene.cube, scene.rgb_bands, scene.labels, prediction, class_names, scene.name)
@@ -203,11 +210,11 @@ def predict(words: list[str]) -> None:
     print(f"{path}\n{path.with_suffix('.png')}")
 
 
-def _map(members: list[Member], scene: Scene, weights: np.ndarray | None) -> np.ndarray:
+def _map(members: list[Member], weights: np.ndarray | None) -> np.ndarray:
     """Class 1..K of every pixel: [H, W]."""
     def answer(of_scene: Callable[..., np.ndarray], member: Member) -> np.ndarray:
         trained = member.trained
-        return of_scene(trained.method, member.cube(scene), trained.task.patch_size, trained.device,
+        return of_scene(trained.method, member.cube(), trained.task.patch_size, trained.device,
                         trained.config.backend)
 
     if len(members) == 1 and weights is None:

@@ -11,7 +11,8 @@ from typing import Literal, Optional
 import numpy as np
 from scipy.special import softmax
 
-from datasets.harmonize import check_fit, check_patch, preprocess
+from datasets.grid import same_grid
+from datasets.harmonize import check_patch, preprocess
 from datasets.patches import PatchSampler, place
 from datasets.scene import Scene
 from model.errors import ConfigError
@@ -75,8 +76,10 @@ def trust(words: list[str]) -> None:
             raise ConfigError(f"{trained.run.path} was trained on all labelled pixels: none is held out to compare with.")
         if trained.class_names != members[0].class_names:
             raise ConfigError(f"{trained.run.path} was trained on other classes than {choice.run[0]}.")
-        check_fit(scene, trained.task.bands, trained.class_names, "the trained weights")
         check_patch(scene, trained.task.patch_size)
+        if not same_grid(trained.grid, members[0].grid):
+            raise ConfigError(f"{trained.run.path} sees other bands than {choice.run[0]}.")
+    scene = members[0].common.bring(scene)
     found, held_out, t = shift_of(members, scene), _held_out(members), _temperature(members)
     calibrated = calibrations(members, scene, t) if scene.labels.any() else {}
     text = _page(choice, members, scene, found, held_out, t, calibrated)

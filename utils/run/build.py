@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from datasets.correction import NONE, Correction, Mixture, Reference, corrected, doubts, mixture_of, reference_of
-from datasets.harmonize import check_learnable, check_pair, check_patch, preprocess, unit_spectra, warn_of_hot_pixels
+from datasets.described import description_digests, located
+from datasets.grid import way
+from datasets.harmonize import (Common, check_learnable, check_patch, preprocess, unit_spectra,
+                                warn_of_hot_pixels)
 from datasets.patches import Augmentation, PatchSampler, place, source_repeat
 from datasets.perturb import ShiftedSource
 from datasets.readers import scene_digests
@@ -42,6 +45,8 @@ class Data:
                 and target/file -> digest) holds the files of the pair
     val         held-out source pixels, None where all train; `shifted` holds them (some of them, if many) under
                 physical perturbations
+    common      the bands and classes that all scenes are brought to; `resampling` says how (source and target)
+    said        what the scene files say, as digests: source/key and target/key
     test        the labelled target pixels; None where there are none
     unlabelled  target pixels whatever their label, for the label-free validators; None where those are off
     adaptation  all target pixels that hold data, whatever their label, for a method that adapts to them, else None
@@ -58,6 +63,10 @@ class Data:
     patch_size: int
     pair_source: str
     sha256: dict[str, str]
+    common: Common
+    resampling: dict[str, str]
+    said: dict[str, str]
+    preprocessing: list[str]
 
     @property
     def task(self) -> Task:
@@ -88,7 +97,7 @@ def choose_device(gpu: int, precision: str = "float32", deterministic: bool = Fa
 
 def read_scene(config: TrainConfig, name: str) -> Scene:
     """The scene of this name, or of this scene file.  Hot pixels are warned of."""
-    scene = load_scene_or_simulate(name, config.data_path, *astuple(config.simulation))
+    scene = load_scene_or_simulate(located(name, config.data_path), config.data_path, *astuple(config.simulation))
     warn_of_hot_pixels(scene)
     return scene
 
@@ -98,14 +107,16 @@ def data_digests(config: TrainConfig) -> dict[str, str]:
     found = {}
     for role, name in (("source", config.source_name), ("target", config.target_name)):
         if name:
+            name = located(name, config.data_path)
             folder = scene_folder(name, config.data_path, *astuple(config.simulation))
             found |= {f"{role}/{file}": digest for file, digest in scene_digests(name, folder).items()}
     return found
 
 
-def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator) -> Data:
-    """Read both scenes, check them against each other, split the source, put both cubes on the device."""
-    pair = read_pair(config)
+def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generator, common: Common | None = None) -> Data:
+    """Read both scenes, bring them to one footing (that of a run that is there already, or their own), split the source,
+    put both cubes on the device."""
+    *pair, common, resampling = read_pair(config, common)
     source, target = own_halves(*pair, config, rng) if config.ceiling else pair
     split = split_scene(source, config.training_sample_ratio, config.split, config.patch_size, rng, not config.ceiling,
                         config.samples_per_class)
@@ -140,20 +151,38 @@ def load_data(config: TrainConfig, device: torch.device, rng: np.random.Generato
     unlabelled = spread_sampler(target, target_cube, config, UNLABELLED_PIXELS) if config.validators else None
     adaptation = spread_sampler(target, target_cube, config, before=target_before) if adapts else None
     return Data(source, target, train, val, shifted, test, unlabelled, adaptation, config.patch_size, pair[0].name,
-                pair_digests(*pair))
+                pair_digests(*pair), common, resampling, pair_said(config),
+                preprocessing(config))
 
 
-def read_pair(config: TrainConfig) -> tuple[Scene, Scene | None]:
-    """Source and target, held against each other; None where there is no target."""
+def read_pair(config: TrainConfig, common: Common | None = None
+              ) -> tuple[Scene, Scene | None, Common, dict[str, str]]:
+    """Source and target (None where there is none) with common bands and classes, these, and how each was resampled.
+    Raw values are resampled, before a scene is divided by its maximum."""
     source = read_scene(config, config.source_name)
     target = read_scene(config, config.target_name) if config.target_name else None
+    common = common or Common.of_pair(source, target, config.bands)
+    resampling = {role: way(scene, common.grid) for role, scene in (("source", source), ("target", target)) if scene}
+    source, target = common.bring(source), target and common.bring(target)
     if target:
-        check_pair(source, target, config.patch_size)
+        check_patch(target, config.patch_size)
         if target.sha256 == source.sha256 and not config.ceiling:
             log.warning("Source and target are the same files: the target's scores include training pixels.")
     check_learnable(source)
     check_patch(source, config.patch_size)
-    return source, target
+    return source, target, common, resampling
+
+
+def pair_said(config: TrainConfig) -> dict[str, str]:
+    """What the scene files say, as digests: source/key and target/key."""
+    return {f"{role}/{key}": digest for role, name in (("source", config.source_name), ("target", config.target_name)) if name
+            for key, digest in description_digests(located(name, config.data_path)).items()}
+
+
+def preprocessing(config: TrainConfig) -> list[str]:
+    """What happens to a scene's values, in this order."""
+    return ["resampled to the run's wavelengths where its own differ", "divided by the scene's maximum",
+            "each spectrum divided by its norm", f"scene correction: {config.scene_correction}"]
 
 
 def pair_digests(source: Scene, target: Scene | None) -> dict[str, str]:

@@ -8,19 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.grid import Grid
+from datasets.harmonize import Common
 from model.errors import CheckpointError
 from model.files import replacing
 from model.methods import Method
 from model.stored import leaves, read_stored, unusable
-from utils.run.config import FREE_ON_RESUME, TrainConfig, to_dict
+from utils.run.config import FREE_ON_RESUME, TrainConfig, same_setting, to_dict
 from utils.run.records import misfit
 from utils.run.selection import SOURCE_SCORES
 
 DIGEST = "digest"        # a checkpoint's entry
 RUN = {"config": dict[str, Any], "data": dict[str, str], "class_names": list[str], "bands": int, "device": str,
+       "wavelengths?": list[float], "fwhm?": list[float], "preprocessing?": list[str], "said?": dict[str, str],
        "state": {"epoch": int, "seconds": float, "selected": {
            str: {"epoch": int, "source_val?": dict, "shifted_source?": dict, "target?": dict,
                  "discriminator": dict[str, Tensor]}}},
@@ -92,19 +96,29 @@ def check_configuration(path: Path, saved: dict[str, Any], config: TrainConfig) 
     """Raise CheckpointError if a checkpoint was written under other settings; it names them."""
     ours = configuration(config)
     different = [f"{name} ({value} there, {ours.get(name)} here)" for name, value in sorted(saved.items())
-                 if ours.get(name) != value]
+                 if not same_setting(name, ours.get(name), value)]
     if different:
         raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}.")
 
 
-def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], class_names: Sequence[str],
-               device: str) -> None:
-    """Raise CheckpointError if the scenes' files, the classes or the kind of device are no longer those that a
+def common_of(saved: dict[str, Any]) -> Common:
+    """Bands and classes that a checkpoint's networks see; older ones do not tell wavelengths."""
+    nm = {name: np.array(saved[name]) for name in ("wavelengths", "fwhm") if name in saved}
+    return Common(Grid(saved["bands"], **nm), tuple(saved["class_names"]))
+
+
+def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], said: dict[str, str],
+               class_names: Sequence[str], device: str) -> None:
+    """Raise CheckpointError if the scenes' files, what the scene files say, the classes or the kind of device are no longer those that a
     checkpoint was written with: split and random streams would not be the same."""
     changed = sorted(name for name in saved["data"].keys() | sha256.keys() if saved["data"].get(name) != sha256.get(name))
     if changed:
         raise CheckpointError(f"{path} was written with other data: {', '.join(changed)} changed since. Put the old files "
                               "back, or start a new run.")
+    before = saved.get("said", said)                                 # older checkpoints do not tell
+    if changed := sorted(name for name in before.keys() | said.keys() if before.get(name) != said.get(name)):
+        raise CheckpointError(f"{path}: the scene files say something else now: {', '.join(changed)} changed since the run "
+                              "was begun. Put the old words back, or start a new run.")
     if list(class_names) != saved["class_names"]:
         raise CheckpointError(f"{path} was written for the classes {', '.join(saved['class_names'])}.")
     if device != saved["device"]:

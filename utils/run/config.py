@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any, Literal, Optional
 
 import yaml
 
+from datasets.described import is_own, located
 from model.errors import CheckpointError, ConfigError, RunFolderError, shortened
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
@@ -33,8 +35,9 @@ BEFORE = {                              # method -> what its runs did before the
     "sagnet": {"sagnet_adversary": "early"},
     "pden": {"pden_lr_factor": 1.0}}
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
+OWN_SCENE = (".yaml", ".yml")            # how the path of a scene file ends
 GROUPS = {                              # of `train --help`; every setting is in one of them
-    "scenes and data": ("source_name", "target_name", "data_path", "simulation", "training_sample_ratio",
+    "scenes and data": ("source_name", "target_name", "bands", "data_path", "simulation", "training_sample_ratio",
                         "samples_per_class", "re_ratio", "split", "protocol", "ceiling", "flip_augmentation",
                         "radiation_augmentation", "mixture_augmentation"),
     "size": ("patch_size", "batch_size", "max_epoch", "steps", "eval_interval", "patience", "pro_dim", "GIN_ch",
@@ -68,6 +71,8 @@ class TrainConfig(Settings):
     Args:
         source_name: labelled scene to train on: a registered name (configs/scene) or the path of a scene file.
         target_name: scene to score on, never trained on; null trains without one.
+        bands: where the two have different bands: 'common' brings both to those of the coarser sensor inside their overlap,
+            'source' the target to those of the source.
         data_path: folder of the scenes' files; null = ./datasets/<pair>.
         save_path: folder that holds the run folders.
         run_name: name of the run folder; null makes one from pair, method, recipe, switches and seed.
@@ -112,6 +117,7 @@ class TrainConfig(Settings):
 
     source_name: str = "Houston13"
     target_name: Optional[str] = "Houston18"
+    bands: Literal["common", "source"] = "common"
     data_path: Optional[str] = None
     save_path: str = "runs"
     run_name: Optional[str] = None
@@ -303,11 +309,25 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
     fixed_end = original.lr_schedule != "constant" or method_class(original.method).needs_progress
     free = FREE_ON_RESUME - ({"max_epoch"} if fixed_end else set())
     different = [entry.name for entry in fields(config)
-                 if entry.name not in free and getattr(config, entry.name) != getattr(original, entry.name)]
+                 if entry.name not in free
+                 and not same_setting(entry.name, getattr(config, entry.name), getattr(original, entry.name))]
     if different:
         raise CheckpointError(f"--resume {folder} cannot change {', '.join(different)}; start a new run for that. "
                               f"Free to change: {', '.join(sorted(free - {'resume'}))}.")
     return config
+
+
+def same_setting(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting are the same; a scene file may have moved (its data are compared elsewhere)."""
+    own = name in ("source_name", "target_name") and all(str(value).endswith(OWN_SCENE) for value in (one, other))
+    return Path(one).name == Path(other).name if own else one == other
+
+
+def with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """The settings with the paths of scene files and data from the root on, for use from any folder."""
+    paths = {name: os.path.abspath(located(value, config.data_path)) for name in ("source_name", "target_name")
+             if is_own(value := getattr(config, name))}
+    return replace(config, **paths, data_path=config.data_path and os.path.abspath(config.data_path))
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:

@@ -16,7 +16,7 @@ from model.errors import CheckpointError, ConfigError, RunFolderError, UserError
 from model.files import LONGEST_NAME, is_plain_name, named_in_errors, remove_parts, sync_to_disk
 from model.methods import method_class
 from model.settings import Settings, flipped_switches
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, from_dict, read_saved, to_dict, to_yaml, with_whole_paths
 from utils.run.lock import has_locks, locked
 from utils.run.records import ABOUT, EVALUATION, check_square, damaged, parsed, read_json, read_text, record_shape
 from utils.run.selection import ORACLE, SOURCE_SCORES
@@ -131,13 +131,15 @@ class RunFolder:
         self.release()
 
     def write_config(self, config: TrainConfig) -> None:
-        write_text(self.config, to_yaml(config))
+        write_text(self.config, to_yaml(with_whole_paths(config)))
 
     def begin(self, config: TrainConfig, data: Data, environment: dict[str, Any]) -> None:
         """Write what is known before the first step to run.json."""
         self.update_run(status="running", error=None, stopped_early=None, label=run_label(config), seed=config.seed,
                         source=data.pair_source, target=data.target and data.target.name,
-                        classes=list(data.source.class_names), bands=data.task.bands, sha256=data.sha256,
+                        **{"classes" if name == "class_names" else name: value for name, value in
+                           data.common.entries().items()},
+                        resampling=data.resampling, preprocessing=data.preprocessing, sha256=data.sha256,
                         uses_target=method_class(config.method).uses_target,
                         labelled_target_pixels=len(data.test) if data.test else 0, ceiling=config.ceiling,
                         training_pixels=data.train.class_counts(len(data.source.class_names)),

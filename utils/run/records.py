@@ -36,7 +36,8 @@ _CHOICE = {"epoch": int, "source_val?": {"oa": float}, "shifted_source?": {"oa":
 SETTINGS: dict[str, Any] = {}                                        # any; utils/run/config.py holds them to theirs
 EVALUATION = {"rules": {str: _CHOICE}, "constant?": _SCORE, "oracle?": _CHOICE}
 ABOUT = {"status?": str, "error?": Optional[str], "label?": str, "seed?": int, "source?": str, "target?": Optional[str],
-         "classes?": list[str], "bands?": int, "sha256?": dict[str, str], "initial_weights?": dict[str, str],
+         "classes?": list[str], "bands?": int, "wavelengths?": list[float], "fwhm?": list[float],
+         "resampling?": dict[str, str], "preprocessing?": list[str], "sha256?": dict[str, str], "initial_weights?": dict[str, str],
          "uses_target?": bool, "labelled_target_pixels?": int, "ceiling?": bool, "training_pixels?": list[int],
          "source_spread?": float, "seconds?": float, "peak_memory_mib?": float,
          "patches_per_second?": float, "stopped_early?": Optional[dict], "trained_in?": str, "derived_by?": str,

@@ -60,8 +60,8 @@ def save(training: Training) -> None:
     with signals_later():
         training.run.sync_records()
         checkpoint.save(training.run.checkpoint, {
-            "config": checkpoint.configuration(config), "data": data.sha256, "bands": data.task.bands,
-            "class_names": list(data.source.class_names), "device": data.train.cube.device.type,
+            "config": checkpoint.configuration(config), "data": data.sha256, "said": data.said,
+            **data.common.entries(), "preprocessing": data.preprocessing, "device": data.train.cube.device.type,
             "state": vars(training.progress), "method": training.method.training_state(),
             "streams": training.streams.state_dict()})
 
@@ -76,7 +76,8 @@ def restore(training: Training) -> None:
     run, data = training.run, training.data
     saved = checkpoint.load_run(run.checkpoint)
     checkpoint.check_configuration(run.checkpoint, saved["config"], training.config)
-    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.source.class_names, data.train.cube.device.type)
+    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.said, data.source.class_names,
+                          data.train.cube.device.type)
     if "trained_in" not in run.read_run():              # else its records are those of another folder, or one of them
         run.check_records(saved["state"]["epoch"], training.config)
     checkpoint.load_training_state(training.method, saved["method"], run.checkpoint)

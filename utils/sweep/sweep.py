@@ -21,7 +21,7 @@ from datasets.errors import SceneNotFoundError
 from datasets.readers import sha256
 from model.errors import ConfigError
 from utils.run.build import data_digests
-from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, completed, to_dict
+from utils.run.config import WITHOUT_EFFECT, TrainConfig, changed, completed, to_dict, same_setting
 from utils.run.folder import ROOT, RunFolder, run_name
 from utils.run.lock import LOCK, locked
 from utils.run.planned import write_plan
@@ -104,7 +104,7 @@ def check_made(runs: list[tuple[Run, TrainConfig]]) -> None:
             continue
         now, then = to_dict(config) | {"protocol": config.protocol}, completed(read_settings(folder.config, known))
         different = [f"{name} ({value} there, {now.get(name)} now)" for name, value in then.items()
-                     if name not in WITHOUT_EFFECT and now.get(name) != value]
+                     if name not in WITHOUT_EFFECT and not same_setting(name, now.get(name), value)]
         if different:
             raise ConfigError(f"{folder.path} was made with other settings: {', '.join(different)}. Choose another "
                               "--save_path for these.")

@@ -65,8 +65,8 @@ def compare_runs(first: str, second: str, choice: Comparison) -> list[Table]:
     centres, truth = labelled_pixels(scene.labels)
     if not len(truth):
         raise ConfigError(f"{scene.name} has no labelled pixel to compare maps on.")
-    maps = [classify(trained.method, scene_sampler(scene, trained.config, trained.device)).cpu().numpy()
-            for trained, _ in opened]
+    maps = [classify(trained.method, scene_sampler(replace(own, labels=scene.labels), trained.config, trained.device)).cpu().numpy()
+            for trained, own in opened]
     names = [f"{letter}: {run_label(trained.config)}{_marks(trained)}, seed {trained.config.seed}"
              for letter, (trained, _) in zip("AB", opened)]
     return tables(names, np.asarray(truth), maps, np.asarray(centres), n_classes, scene.name, choice)
@@ -81,7 +81,7 @@ def _open(folder: str, choice: Comparison) -> tuple[Trained, Scene]:
     trained = load_run(open_run(folder), choice.rule, choice.gpu, choice.data_path)
     if trained.config.target_name is None:
         raise ConfigError(f"{folder} was trained without a target.")
-    return trained, trained.sealed(read_scene(trained.config, trained.config.target_name))
+    return trained, trained.sealed(trained.common.bring(read_scene(trained.config, trained.config.target_name)))
 
 
 def tables(names: list[str], truth: np.ndarray, maps: list[np.ndarray], positions: np.ndarray, n_classes: int,

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from datasets.grid import Grid
+from datasets.harmonize import Common
 from datasets.scene import Scene
 from datasets.splits import split_halves
 from model.errors import CheckpointError
@@ -44,7 +46,16 @@ class Trained:
     @cached_property
     def data(self) -> Data:
         """The scenes of the settings, the source split as in training; read when first asked for."""
-        return load_data(self.config, self.device, Streams(self.config.seed, self.device).split)
+        return load_data(self.config, self.device, Streams(self.config.seed, self.device).split, self.common)
+
+    @property
+    def common(self) -> Common | None:
+        """The bands and classes that every scene is brought to; None where they are not known."""
+        return None if self.saved is None else checkpoint.common_of(self.saved)
+
+    @property
+    def grid(self) -> Grid:
+        return self.common.grid if self.common else Grid(self.task.bands)
 
     def sealed(self, scene: Scene) -> Scene:
         """The scene with the labels that training did not see: all of them, but for a ceiling on its own target those

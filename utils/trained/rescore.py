@@ -55,7 +55,8 @@ def refit(run: RunFolder, save_path: str | None = None, data_path: str | None = 
         return None
     trained = derived.trained
     data, method, saved = trained.data, trained.method, trained.saved
-    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.source.class_names, trained.device.type)
+    checkpoint.check_data(run.checkpoint, saved, data.sha256, data.said, data.source.class_names,
+                          trained.device.type)
     if not any(isinstance(module, _BatchNorm) for module in method.discriminator.modules()):
         raise ConfigError(f"{run.path}: the classifier of method '{trained.config.method}' has no BatchNorm.")
     method.load_training_state(saved["method"])
@@ -164,7 +165,7 @@ class Derived:
         for name, text in records.items():
             write_text(made.path / name, text)
         checkpoint.save(made.checkpoint, self.trained.saved | {
-            "config": checkpoint.configuration(config), "data": data.sha256,
+            "config": checkpoint.configuration(config), "data": data.sha256, "said": data.said,
             "state": self.trained.saved["state"] | {"selected": selected}})
         made.begin(config, data, environment(self.trained.device, backend_of(config, self.trained.device)))
         score_run(made, self.trained.method, data, selected)
