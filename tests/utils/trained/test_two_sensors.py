@@ -39,7 +39,7 @@ def sensors(tmp_path, scenes):
 def test_a_pair_of_two_sensors_is_trained_scored_mapped_and_transferred(sensors, tmp_path, caplog, capsys):
     run = sensors.run("--method", "erm", save_path=tmp_path / "runs")
     about, saved = run.read_run(), checkpoint.load_run(run.checkpoint)
-    assert about["resampling"] == {"source": "linear", "target": "chosen bands"} and about["bands"] == 30
+    assert about["resampling"] == {"source": "linear", "target": "as they are"} and about["bands"] == 30
     np.testing.assert_allclose(about["wavelengths"], COARSE)
     assert saved["wavelengths"] == about["wavelengths"] and saved["class_names"] == about["classes"]
     assert "SWAMP (5 pixels)".casefold() in caplog.text.casefold() and about["preprocessing"][0].startswith("resampled")
