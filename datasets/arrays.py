@@ -186,8 +186,8 @@ def order_of(stored: Stored, path: Path, labels: tuple[int, int] | None, bands: 
                            "axes: rcb for rows × columns × bands, axes: brc for bands × rows × columns.")
 
 
-def read_labels(path: Path, key: str | None) -> np.ndarray:
-    """A label map as it is stored (MATLAB's axes put right)."""
+def read_array(path: Path, key: str | None) -> np.ndarray:
+    """An array as it is stored (MATLAB's axes put right): a label map, or wavelengths.  key: see `opened`."""
     with opened(path, key, 2) as stored:
         letters = "xyzuvw"[:len(stored.shape)]
         return stored.copied(letters, letters, stored.source.dtype)

@@ -14,7 +14,7 @@ from datasets.bands import Chosen, choose, keep
 from datasets.benchmark import BENCHMARK, check_scene
 from datasets.description import SCENE_CONFIGS, FileEntry, SceneFile, find_description, read_description
 from datasets.errors import SceneFormatError, SceneNotFoundError
-from datasets.formats import read_mat, read_raster
+from datasets.formats import read_raster
 from datasets.images import Facts, Image, data_file, read_image
 from datasets.labels import as_labels, on_grid, renumbered, without_void
 from datasets.polygons import Polygons, burnt, read_polygons
@@ -137,7 +137,7 @@ def _read_labels(entry: SceneFile, folder: Path) -> tuple[np.ndarray | Polygons,
     if path.suffix.lower() in polygons.SUFFIXES:
         return read_polygons(path), None
     if path.suffix.lower() in arrays.SUFFIXES:
-        array, place = arrays.read_labels(path, entry.labels.key), None
+        array, place = arrays.read_array(path, entry.labels.key), None
     else:
         array, place = read_raster(data_file(path), nodata=0)
     if entry.labels.nodata is not None:
@@ -205,7 +205,7 @@ def _wavelengths(entry: FileEntry | list | None, folder: Path) -> np.ndarray | N
     if not entry:
         return None
     if isinstance(entry, FileEntry):
-        return read_mat(folder / entry.file, entry.key).ravel().astype(np.float64)
+        return arrays.read_array(folder / entry.file, entry.key).ravel().astype(np.float64)
     if isinstance(entry[0], (tuple, list)):
         return np.concatenate([np.linspace(first, last, count) for first, last, count in entry])
     return np.asarray(entry, np.float64)

@@ -123,7 +123,7 @@ def _classes(path: Path, entry: FileEntry) -> dict[str, int | str]:
         made = {f"class {name}" if name.lstrip("-").isdigit() else name: name for name in names}
     else:
         if path.suffix.lower() in arrays.SUFFIXES:
-            labels = arrays.read_labels(path, entry.key)
+            labels = arrays.read_array(path, entry.key)
         else:
             labels = read_raster(data_file(path), nodata=0)[0]
         ids = np.unique(as_labels(labels, path))
