@@ -40,7 +40,8 @@ torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """slow_but is slow, except with some parameters; cuda is skipped where there are too few GPUs."""
+    """slow_but is slow, except with some parameters; cuda is skipped where there are too few GPUs.  Groups, whose tests one
+    process runs one after the other, come first: begun last, they would run on alone."""
     for item in items:
         marker = item.get_closest_marker("slow_but")
         if marker and item.callspec.id not in marker.args:
@@ -48,6 +49,7 @@ def pytest_collection_modifyitems(items):
         marker = item.get_closest_marker("cuda")
         if marker and (reason := lacking(**marker.kwargs)):
             item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: (group := item.get_closest_marker("xdist_group")) is None or group.args[0] != "ray")
 
 
 def lacking(devices: int = 1, kernels: bool = False) -> str | None:
