@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filter
          "--max_epoch", "2", "--re_ratio", "1", "--gpu", "-1"]
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:                 # begun in the background: Ctrl-C is tested all the same
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # as the program itself computes
 
 
