@@ -27,7 +27,7 @@ from model.graphs import check_options
 from model.seeding import Streams
 from utils.commands import registry
 from utils.process import refusals_told
-from utils.run import checkpoint, estimate
+from utils.run import estimate
 from utils.run.build import augmentation, backend_of, build_method, choose_device, load_data
 from utils.run.config import parse_train
 from utils.run.environment import environment, peak_memory_mib, version
@@ -36,7 +36,7 @@ from utils.run.summary import run_table
 from utils.run.scoring import clean_patches, evaluate_source, evaluate_target, out_of_patience, score_run
 from utils.run.selection import select
 from utils.run.tensorboard import Curves
-from utils.run.training import Progress, Training, restore, save, watched, with_epochs
+from utils.run.training import Progress, Training, known, restore, save, watched, with_epochs
 from utils.run.validators import validate
 from utils.text import UNSEEN
 
@@ -53,7 +53,7 @@ def train(argv: list[str]) -> RunFolder:
     check_options(config, device)
     with open_run(config.resume) if config.resume else nullcontext() as resumed:
         streams = Streams(config.seed, device)
-        common = checkpoint.common_of(checkpoint.load_run(resumed.checkpoint)) if resumed else None
+        common = known(resumed, config) if resumed else None
         data = load_data(config, device, streams.split, common)
         config = config if resumed else with_epochs(config, data)
         method = build_method(config, data.task, streams, device, data.adaptation)

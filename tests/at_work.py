@@ -49,12 +49,14 @@ class Place:
                 "compare": ["compare", run, str(self.other.path), "--out", out],
                 "report": ["report", runs, "--out", out],
                 "study": ["study", run, "--out", out, "--insert", page],
+                "trust": ["trust", "--run", run, "--out", out],
                 "describe": ["describe", f"{self.folder}/originals/Houston13.mat", "--out", out],
                 "prepare": ["prepare", "houston", "--from", f"{self.folder}/originals", "--out", out, "--overwrite"],
                 }[command]
 
 
-AGAIN = ("predict", "export", "figures", "gallery", "tables", "compare", "study", "report", "prepare", "describe")
+AGAIN = ("predict", "export", "figures", "gallery", "tables", "compare", "study", "report", "prepare", "describe",
+         "trust")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -105,7 +105,7 @@ def full(request):
 
 def test_every_command_is_tried_that_writes():
     again = {Place(Path(), RunFolder(""), RunFolder("")).words(command)[0] for command in AGAIN}
-    assert again | {"train", "sweep", "transfer", "refit", "bench"} | WRITE_NOTHING == COMMANDS.keys()
+    assert again | {"train", "sweep", "paper", "transfer", "refit", "bench"} | WRITE_NOTHING == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("command", AGAIN)

@@ -64,7 +64,7 @@ def test_the_target_is_sealed(pair, tmp_path, scenes, words):
     words = ["--oracle", "--validators", "--lr", "0.02", "--max_epoch", "3", "--re_ratio", "2", *words]
     first, labelled = pair.run(*words, save_path=tmp_path / "a"), scenes[1].labels > 0
     counted = first.read_config().protocol != "sealed"
-    assert counted == bool({"counted", "released"} & set(words)) and [source_repeat(labelled.sum(), n, 0.8, 2) for n in (
+    assert counted == ("--protocol" in words) and [source_repeat(labelled.sum(), n, 0.8, 2) for n in (
         labelled.sum(), labelled.size)] == [1, 2]
     there = half_elsewhere(labelled, np.random.default_rng(0)) if counted else np.ones_like(labelled)
     other = one_class(first) * there

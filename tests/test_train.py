@@ -133,7 +133,7 @@ def test_source_and_target_may_be_the_same_but_not_silently(pair, tmp_path, capl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bands,names", [(1, ["a", "b"]), (2, ["a", "b", "c"])])
+@pytest.mark.parametrize("bands,names", [(2, ["a", "b"]), (3, ["a", "b", "c"])])
 def test_small_scenes_train_from_the_command_line(tmp_path, bands, names):
     rng = np.random.default_rng(0)
     source, target = (Scene("s", rng.random((12, 14, bands)).astype(np.float32) + 0.1,

@@ -11,6 +11,8 @@ from datasets.scene import Scene
 from datasets.simulator.simulate import write_pair
 from model.errors import ConfigError
 
+PART = ".writing-"           # what the name of a pair in the making begins with
+
 
 def load_scene_or_simulate(name: str, data_path: str | None, severity: float, simulation_seed: int,
                            gap: str = "fixed") -> Scene:
@@ -28,11 +30,17 @@ def scene_folder(name: str, data_path: str | None, severity: float, simulation_s
     kind = "" if gap == "fixed" else f"{gap}_"
     folder = root / f"{kind}severity{severity:g}_seed{simulation_seed}_{simulator_version()}"
     if not folder.exists():
-        if data_path and root.is_dir() and any(root.iterdir()) and not any(root.glob("*severity*_seed*")):
-            raise ConfigError(f"--data_path {data_path} holds other files; the simulated pair is not written among them. Leave "
-                              "--data_path out for it, or name a folder of simulated pairs, or an empty one.")
+        if data_path and root.is_dir() and _others(root):
+            raise ConfigError(f"--data_path {data_path} holds other files; the simulated pair is not written among them. "
+                              "Leave --data_path out for it, or name a folder of simulated pairs, or an empty one.")
         _write_once(folder, severity, simulation_seed, gap)
     return str(folder)
+
+
+def _others(root: Path) -> bool:
+    """Whether a folder holds files, and no simulated pair, be it one that another process is writing."""
+    names = [path.name for path in root.iterdir()]
+    return bool(names) and not any("severity" in name or name.startswith(PART) for name in names)
 
 
 def simulator_version() -> str:
@@ -45,7 +53,7 @@ def _write_once(folder: Path, severity: float, simulation_seed: int, gap: str) -
     """Write the pair beside its place and move it there whole; of several processes the first one wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as part:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PART) as part:
             write_pair(Path(part) / "pair", severity, simulation_seed, gap)
             (Path(part) / "pair").rename(folder)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from datasets.harmonize import Common
 from model.errors import CheckpointError, RunFolderError, SystemRefusedError, UserError
 from model.files import signals_later
 from model.methods import Method, method_class
@@ -64,6 +65,14 @@ def save(training: Training) -> None:
             **data.common.entries(), "preprocessing": data.preprocessing, "device": data.train.cube.device.type,
             "state": vars(training.progress), "method": training.method.training_state(),
             "streams": training.streams.state_dict()})
+
+
+def known(run: RunFolder, config: TrainConfig) -> Common:
+    """The bands and classes of a run that is gone on with.  Raises CheckpointError where its checkpoint is damaged, or
+    of other settings, before any scene is looked for."""
+    saved = checkpoint.load_run(run.checkpoint)
+    checkpoint.check_configuration(run.checkpoint, saved["config"], config)
+    return checkpoint.common_of(saved)
 
 
 def restore(training: Training) -> None:
