@@ -1,12 +1,12 @@
-"""Classifiers as files for other programs: they answer as `predict` does, from the values in the scene's file."""
+"""Classifiers as files for other programs: they answer as `predict` does, from the values in the scene's file (ONNX:
+tests/test_own_scenes.py)."""
 
 import numpy as np
 import pytest
 import torch
 
 import main
-from datasets.correction import reference_of
-from datasets.harmonize import preprocess, unit_spectra
+from datasets.harmonize import preprocess
 from model.errors import UserError
 from utils.run.predict import scene_probabilities
 from utils.trained import deploy
@@ -16,12 +16,11 @@ PIXELS = [(0, 0), (0, 7), (11, 3), (30, 40)]            # edges among them
 
 
 def answers_of_predict(run, scene):
-    """Probabilities [N, K] of the pixels, by the whole-scene path; and the statistics that the scene correction uses."""
+    """Probabilities [N, K] of the pixels, by the whole-scene path."""
     trained = load_run(run, gpu=-1)
     cube = preprocess(scene.cube, trained.config.scene_correction)
     found = scene_probabilities(trained.method, cube, 5, trained.device, trained.config.backend, progress=False)
-    reference = reference_of(unit_spectra(scene.cube))
-    return np.stack([found[pixel] for pixel in PIXELS]), [reference.mean, reference.deviation]
+    return np.stack([found[pixel] for pixel in PIXELS])
 
 
 def raw_patches(scene):
@@ -40,7 +39,7 @@ def test_a_program_of_pytorch_answers_as_predict_does(trained, scenes, tmp_path,
     assert main.main(["export", "--run", str(run.path), "--format", "pt2", "--out", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [str(path), str(tmp_path / "of.md")]
     program = torch.export.load(path).module()
-    expected, _ = answers_of_predict(run, scenes[1])
+    expected = answers_of_predict(run, scenes[1])
     for n in (4, 1):                                    # any number of patches
         logits = program(torch.from_numpy(raw_patches(scenes[1])[:n])).detach()
         np.testing.assert_allclose(softmax(logits), expected[:n], atol=1e-5)
@@ -48,19 +47,6 @@ def test_a_program_of_pytorch_answers_as_predict_does(trained, scenes, tmp_path,
     score = run.evaluation_of("last")
     assert f"{100 * score['target']['kappa']:.1f}" in card and f"{100 * score['source_val']['kappa']:.1f}" in card
     assert ", ".join(scenes[1].class_names) in card and "`mean`" not in card and "rule last" in card
-
-
-@pytest.mark.slow
-def test_an_onnx_file_answers_as_predict_does(trained, scenes, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (tests/requirements.txt)")
-    run, path = trained("--method", "erm", "--recipe", "adaptive"), tmp_path / "of.onnx"
-    assert main.main(["export", "--run", str(run.path), "--format", "onnx", "--out", str(path)]) == 0
-    expected, statistics = answers_of_predict(run, scenes[1])
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    assert [entry.name for entry in session.get_inputs()] == ["patches", "mean", "deviation"]
-    inputs = dict(zip(("patches", "mean", "deviation"), [1000 * raw_patches(scenes[1]), *statistics]))   # any unit
-    np.testing.assert_allclose(softmax(session.run(["logits"], inputs)[0]), expected, atol=1e-5)
-    assert "`mean`, `deviation` [48]" in path.with_suffix(".md").read_text()
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(trained, tmp_path, monkeypatch, capsys):
