@@ -53,8 +53,7 @@ def train(argv: list[str]) -> RunFolder:
     check_options(config, device)
     with open_run(config.resume) if config.resume else nullcontext() as resumed:
         streams = Streams(config.seed, device)
-        common = known(resumed, config) if resumed else None
-        data = load_data(config, device, streams.split, common)
+        data = load_data(config, device, streams.split, known(resumed, config) if resumed else None)
         config = config if resumed else with_epochs(config, data)
         method = build_method(config, data.task, streams, device, data.adaptation)
         files = {} if resumed else method.begin_run()
@@ -114,8 +113,7 @@ def fit(training: Training) -> None:
 def evaluate(training: Training, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores on held-out source pixels, plain and perturbed, and what each rule has selected by now.
 
-    With --validators and --oracle the target is looked at, too, into records of their own; the rule oracle alone
-    chooses by that.
+    --validators and --oracle look at the target, too, into records of their own; rule oracle alone chooses by that.
     """
     config, data, method, run = training.config, training.data, training.method, training.run
     with method.evaluating(clean_patches(config, data)):

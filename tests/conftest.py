@@ -36,15 +36,15 @@ SMALL = ["--patch_size", "5", "--pro_dim", "8", "--GIN_ch", "4", "--mmirn_filter
          "--max_epoch", "2", "--re_ratio", "1", "--gpu", "-1"]
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:                 # begun in the background: Ctrl-C is tested all the same
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:        # begun in the background: Ctrl-C is tested all the same
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # as the program itself computes
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """slow_but is slow, except with some parameters; cuda is skipped where there are too few GPUs.  Groups, whose tests one
-    process runs one after the other, come first: begun last, they would run on alone."""
+    """slow_but is slow, except with some parameters; cuda is skipped where there are too few GPUs.  The tests on a
+    Ray cluster, which one process runs one after the other, come first: begun last, they would run on alone."""
     for item in items:
         marker = item.get_closest_marker("slow_but")
         if marker and item.callspec.id not in marker.args:

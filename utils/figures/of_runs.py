@@ -19,9 +19,9 @@ from tqdm import tqdm
 from datasets.harmonize import preprocess
 from datasets.patches import PatchSampler
 from model.errors import UserError
-from utils.figures.of_run import generated
 from utils.figures.comparison import (plot_features, plot_map_gallery, plot_seeds, plot_sensitivity,
                                       plot_severity)
+from utils.figures.of_run import generated
 from utils.run.folder import open_run
 from utils.run.predict import BATCH, map_scene
 from utils.run.selection import LAST, rule_words
@@ -153,7 +153,7 @@ def _domains(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict
             patches = torch.cat([x for x, _ in views.values()])
             classes = np.concatenate([y for _, y in views.values()])
             domains = np.repeat(list(views), [len(y) for _, y in views.values()])
-            shown = {f"{words}": (_plane(values), classes, domains) for words, values in (
+            shown = {words: (_plane(values), classes, domains) for words, values in (
                 ("before: patches", patches.flatten(1).cpu().numpy()), ("after: features", _features_of(trained, patches)))}
             figures[f"domains_{file_name(pair)}_{file_name(row['name'])}"] = plot_features(
                 shown, trained.class_names, f"{pair}: {row['name']}, domains in the plane (t-SNE); seed {row['seed']}, "

@@ -109,8 +109,8 @@ def common_of(saved: dict[str, Any]) -> Common:
 
 def check_data(path: Path, saved: dict[str, Any], sha256: dict[str, str], said: dict[str, str],
                class_names: Sequence[str], device: str) -> None:
-    """Raise CheckpointError if the scenes' files, what the scene files say, the classes or the kind of device are no longer those that a
-    checkpoint was written with: split and random streams would not be the same."""
+    """Raise CheckpointError if the scenes' files, what the scene files say, the classes or the kind of device are no
+    longer those that a checkpoint was written with: split and random streams would not be the same."""
     changed = sorted(name for name in saved["data"].keys() | sha256.keys() if saved["data"].get(name) != sha256.get(name))
     if changed:
         raise CheckpointError(f"{path} was written with other data: {', '.join(changed)} changed since. Put the old files "

@@ -14,7 +14,7 @@ from typing import Any, Literal, Optional
 
 import yaml
 
-from datasets.described import is_own, located
+from datasets.described import SUFFIXES, is_own, located
 from model.errors import CheckpointError, ConfigError, RunFolderError, shortened
 from model.methods import method_class
 from model.mmirn import MIN_PATCH
@@ -26,7 +26,7 @@ from utils.run.records import REMEDY, misfit, shape_of
 log = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = {"gpu", "data_path", "log_interval", "tensorboard", "validators", "resume", "save_path", "run_name"}
-FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends; max_epoch only where nothing depends on it
+FREE_ON_RESUME = WITHOUT_EFFECT | {"max_epoch", "patience"}      # where a run ends, if nothing else depends on it
 SEALED, COUNTED, RELEASED = "sealed", "counted", "released"    # protocols
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PROTOCOLS, PRESETS = CONFIGS / "protocol", CONFIGS / "preset"
@@ -35,7 +35,6 @@ BEFORE = {                              # method -> what its runs did before the
     "sagnet": {"sagnet_adversary": "early"},
     "pden": {"pden_lr_factor": 1.0}}
 LARGEST_COUNT = 10 ** 6                  # of patches in a batch, epochs, and the like
-OWN_SCENE = (".yaml", ".yml")            # how the path of a scene file ends
 GROUPS = {                              # of `train --help`; every setting is in one of them
     "scenes and data": ("source_name", "target_name", "bands", "data_path", "simulation", "training_sample_ratio",
                         "samples_per_class", "re_ratio", "split", "protocol", "ceiling", "flip_augmentation",
@@ -71,8 +70,8 @@ class TrainConfig(Settings):
     Args:
         source_name: labelled scene to train on: a registered name (configs/scene) or the path of a scene file.
         target_name: scene to score on, never trained on; null trains without one.
-        bands: where the two have different bands: 'common' brings both to those of the coarser sensor inside their overlap,
-            'source' the target to those of the source.
+        bands: where the two have different bands: 'common' brings both to those of the coarser sensor inside their
+            overlap, 'source' the target to those of the source.
         data_path: folder of the scenes' files; null = ./datasets/<pair>.
         save_path: folder that holds the run folders.
         run_name: name of the run folder; null makes one from pair, method, recipe, switches and seed.
@@ -93,8 +92,8 @@ class TrainConfig(Settings):
         split: 'random' (stratified, by seed), 'released' (stratified, one split for all seeds, as the released code) or
             spatially disjoint 'blocks' with a buffer.
         protocol: 'sealed' = nothing that training does depends on the target's labels; 'counted' = their number decides
-            whether re_ratio holds, as in the released code; 'released' = the same, with that code's split and its choice
-            of the epoch on the target's labels (configs/protocol/released.yaml, which further settings change). null =
+            whether re_ratio holds, as in the released code; 'released' = the same, with that code's split and choice of
+            the epoch on the target's labels (configs/protocol/released.yaml, which further settings change). null =
             'counted' in recipes released and paper (compared methods among them) on registered scenes, 'sealed' in the
             others and on scene files of your own.
         seed: seed of split, initialisation, batches, augmentation, noise and mixing.
@@ -319,7 +318,7 @@ def _resumed(folder: str, given: dict[str, Any]) -> TrainConfig:
 
 def same_setting(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting are the same; a scene file may have moved (its data are compared elsewhere)."""
-    own = name in ("source_name", "target_name") and all(str(value).endswith(OWN_SCENE) for value in (one, other))
+    own = name in ("source_name", "target_name") and all(str(value).endswith(SUFFIXES) for value in (one, other))
     return Path(one).name == Path(other).name if own else one == other
 
 
@@ -397,7 +396,7 @@ def check(config: TrainConfig) -> TrainConfig:
 
 def usual_protocol(config: TrainConfig) -> str:
     """What `protocol` null means."""
-    own = any((name or "").endswith((".yaml", ".yml")) for name in (config.source_name, config.target_name))
+    own = any((name or "").endswith(SUFFIXES) for name in (config.source_name, config.target_name))
     return SEALED if own or config.recipe not in ("released", "paper") else COUNTED
 
 

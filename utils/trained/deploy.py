@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from datasets.correction import NONE, against, reference_of
 from datasets.harmonize import unit_spectra
 from model.errors import ConfigError, UserError
+from model.files import replacing
 from model.methods import Method
 from utils.trained.load import Trained
 
@@ -71,8 +72,8 @@ def write(trained: Trained, path: Path, kind: str) -> float:
         if not error < LARGEST_ERROR:
             raise UserError(f"The file's logits differ from the run's by {error:.1e} of the largest one; it was not "
                             "kept.")
-        content = made.read_bytes()
-    path.write_bytes(content)
+        with replacing(path) as file:
+            file.write(made.read_bytes())
     return error
 
 
