@@ -23,7 +23,7 @@ from utils.figures.comparison import (plot_features, plot_map_gallery, plot_seed
                                       plot_severity)
 from utils.figures.of_run import generated
 from utils.run.folder import open_run
-from utils.run.predict import BATCH, map_scene
+from utils.run.predict import BATCH, features, map_scene
 from utils.run.selection import LAST, rule_words
 from utils.tables.cells import of_rule
 from utils.tables.layouts import alike
@@ -126,11 +126,11 @@ def _features(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dic
                 log.info("%s has no features to show.", row["name"])
                 continue
             samples = [_samples(sampler) for sampler in (trained.data.val or trained.data.train, trained.data.test)]
-            features = np.concatenate([_features_of(trained, x) for x, _ in samples])
-            if not features.std():
+            found = np.concatenate([features(trained.method, x.split(BATCH)) for x, _ in samples])
+            if not found.std():
                 log.warning("%s gives every patch the same features; it is not shown.", row["name"])
                 continue
-            shown[row["name"]] = (_plane(features), np.concatenate([y for _, y in samples]),
+            shown[row["name"]] = (_plane(found), np.concatenate([y for _, y in samples]),
                                   np.repeat(["source", "target"], [len(y) for _, y in samples]))
         if shown:
             figures[f"features_{file_name(pair)}"] = plot_features(
@@ -154,7 +154,8 @@ def _domains(runs: pd.DataFrame, gpu: int | None, data_path: str | None) -> dict
             classes = np.concatenate([y for _, y in views.values()])
             domains = np.repeat(list(views), [len(y) for _, y in views.values()])
             shown = {words: (_plane(values), classes, domains) for words, values in (
-                ("before: patches", patches.flatten(1).cpu().numpy()), ("after: features", _features_of(trained, patches)))}
+                ("before: patches", patches.flatten(1).cpu().numpy()),
+                ("after: features", features(trained.method, patches.split(BATCH))))}
             figures[f"domains_{file_name(pair)}_{file_name(row['name'])}"] = plot_features(
                 shown, trained.class_names, f"{pair}: {row['name']}, domains in the plane (t-SNE); seed {row['seed']}, "
                                             f"{_rule(runs)}")
@@ -200,13 +201,6 @@ def _samples(sampler: PatchSampler) -> tuple[Tensor, np.ndarray]:
     rank = pd.Series(labels[shuffled]).groupby(labels[shuffled]).cumcount().to_numpy()
     index = np.sort(shuffled[rank < PER_CLASS])
     return sampler.patches(torch.from_numpy(index).to(sampler.labels.device)), labels[index]
-
-
-def _features_of(trained: Trained, x: Tensor) -> np.ndarray:
-    """The classifier's features [N, D] of patches, in evaluation mode."""
-    trained.method.eval()
-    with torch.inference_mode():
-        return torch.cat([trained.method.discriminator.features(part) for part in x.split(BATCH)]).cpu().numpy()
 
 
 def file_name(pair: str) -> str:

@@ -7,7 +7,7 @@ the pixels that are wanted.  A method that predicts in a way of its own goes pat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -67,6 +67,13 @@ def classify(method: Method, sampler: PatchSampler) -> Tensor:
 def probabilities(method: Method, sampler: PatchSampler) -> Tensor:
     """Probabilities of the classes of every sample: [N, K]."""
     return _of_samples(method, sampler, _probabilities)
+
+
+def features(method: Method, parts: Iterable[Tensor]) -> np.ndarray:
+    """The classifier's features [N, D] float32 of patches that come in parts [n, B, P, P], in evaluation mode."""
+    method.eval()
+    with torch.inference_mode():
+        return torch.cat([method.discriminator.features(x) for x in parts]).float().cpu().numpy()
 
 
 def _classes(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datasets.patches import PatchSampler
 from model.methods import Method
 from model.states import reestimate_statistics, state_kept
-from utils.run.predict import BATCH
+from utils.run.predict import BATCH, features
 
 BINS = 15                 # of confidence (Guo et al., ICML 2017)
 COLDEST, WARMEST = 0.05, 20.0           # temperatures that are tried
@@ -166,8 +166,6 @@ def agreement(predictions: list[np.ndarray]) -> float | None:
 
 def features_of(method: Method, sampler: PatchSampler) -> np.ndarray:
     """The classifier's features [N, D] of a sampler's patches; of a classifier that has none, their centre spectra."""
-    method.eval()
     if hasattr(method.discriminator, "features"):
-        with torch.inference_mode():
-            return torch.cat([method.discriminator.features(x) for x, _ in sampler.in_order(BATCH)]).float().cpu().numpy()
+        return features(method, (x for x, _ in sampler.in_order(BATCH)))
     return sampler.cube[:, *sampler.centres.T].T.cpu().numpy()
